@@ -1,0 +1,14 @@
+//! The messages between daemon and agent, as bytes.
+//!
+//! One message is one packet of a `SOCK_SEQPACKET` Unix socket: a fixed header, then up to two arrays of fixed-size
+//! elements whose counts the header states. Both sides decode without copying and without the heap, and believe
+//! nothing: every length, number and range is checked here, before anybody acts on it. Descriptors travel beside the
+//! bytes (`SCM_RIGHTS`); which message may carry how many is written at its variant.
+
+mod format;
+mod to_agent;
+mod to_daemon;
+
+pub use format::{Full, MAX_MESSAGE, MessageBuffer, VERSION, WireError};
+pub use to_agent::{Figures, RefusalReason, ToAgent};
+pub use to_daemon::{Hello, ToDaemon};

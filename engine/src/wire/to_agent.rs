@@ -1,0 +1,225 @@
+//! Messages from the daemon to an agent.
+
+use super::format::{Full, Header, MessageBuffer, WireError};
+use super::format::{array, arrays, bare, check_ascending, check_total, encode, split};
+use crate::digest::Salt;
+use crate::order::{DONATION_PAGES, MAP_PAGES, MapRun, OrderId, OrderRef, VISIT_PAGES};
+use crate::page::{ARENA_SLOT_LIMIT, ArenaId, PageRun};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Figures of one process, as `/proc/PID/ksm_stat` has them.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct Figures {
+    /// Pages of the process that the engine keeps a record of.
+    pub rmap_items: u64,
+    /// Zero pages placed by the engine that are still in place.
+    pub zero_pages: u64,
+    /// Pages mapped to a merged page, the first sharer included.
+    pub merging_pages: u64,
+    /// Bytes saved less bytes of bookkeeping: `(merging + zero) * 4096 - rmap_items * 64`.
+    pub profit: i64,
+}
+
+/// Why the daemon does not take a connection.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefusalReason {
+    /// The process id in the greeting is not the peer's.
+    WrongPid = 1,
+    /// Too many connections of this user.
+    TooMany = 2,
+    /// The daemon is stopping.
+    Stopping = 3,
+}
+
+/// A message from the daemon to an agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ToAgent<'a> {
+    /// Answers the greeting. Carries two descriptors: the donation buffer (a memfd of
+    /// [`DONATION_PAGES`] pages, sealed against growing and shrinking), and `/dev/userfaultfd`, which is missing if
+    /// the daemon may not open it.
+    Welcome {
+        /// Salt of the peer's domain.
+        salt: Salt,
+    },
+    /// Answers the greeting; the daemon hangs up after it.
+    Refused(RefusalReason),
+    /// Answers a query.
+    Figures(Figures),
+    /// An order. `Map` and `Remap` carry one descriptor: the arena, read-only.
+    Order {
+        /// Its number, to be repeated in the report.
+        id: OrderId,
+        /// What is to be done.
+        order: OrderRef<'a>,
+    },
+}
+
+const WELCOME: u16 = 1;
+const REFUSED: u16 = 2;
+const FIGURES: u16 = 3;
+const VISIT: u16 = 4;
+const DONATE: u16 = 5;
+const MAP: u16 = 6;
+const ZERO: u16 = 7;
+const UNMERGE: u16 = 8;
+const REMAP: u16 = 9;
+const NONE: &[u8] = &[];
+
+impl<'a> ToAgent<'a> {
+    /// Writes the message; returns its length in bytes.
+    ///
+    /// # Errors
+    /// When it does not fit.
+    pub fn encode(&self, buffer: &mut MessageBuffer) -> Result<usize, Full> {
+        match *self {
+            Self::Welcome { salt } => encode(buffer, Header::new(WELCOME), &salt.0, NONE),
+            Self::Refused(reason) => encode(
+                buffer,
+                Header::new(REFUSED).scalars([reason as u64, 0, 0]),
+                NONE,
+                NONE,
+            ),
+            Self::Figures(figures) => encode(buffer, Header::new(FIGURES), &[figures], NONE),
+            Self::Order { id, order } => {
+                let header = |kind| Header::new(kind).order(id);
+                match order {
+                    OrderRef::Visit { range, limit, skip } => {
+                        let scalars = [range.start, range.len, limit.into()];
+                        encode(buffer, header(VISIT).scalars(scalars), skip, NONE)
+                    }
+                    OrderRef::Donate { runs } => encode(buffer, header(DONATE), runs, NONE),
+                    OrderRef::Map { arena, runs } => encode(
+                        buffer,
+                        header(MAP).scalars([arena.0.into(), 0, 0]),
+                        runs,
+                        NONE,
+                    ),
+                    OrderRef::Zero { runs } => encode(buffer, header(ZERO), runs, NONE),
+                    OrderRef::Unmerge { range } => {
+                        let scalars = [range.start, range.len, 0];
+                        encode(buffer, header(UNMERGE).scalars(scalars), NONE, NONE)
+                    }
+                    OrderRef::Remap { arena, runs } => encode(
+                        buffer,
+                        header(REMAP).scalars([arena.0.into(), 0, 0]),
+                        runs,
+                        NONE,
+                    ),
+                }
+            }
+        }
+    }
+
+    /// Reads and checks a message that begins at the start of a [`MessageBuffer`].
+    ///
+    /// # Errors
+    /// When anything in it breaks the protocol.
+    pub fn decode(message: &'a [u8]) -> Result<Self, WireError> {
+        let (header, body) = split(message)?;
+        let id = OrderId(header.order);
+        let order = match header.kind {
+            WELCOME => {
+                let (salt, _) = arrays::<u8, u8>(header, body, (32, 0))?;
+                let salt = Salt(salt.try_into().map_err(|_| WireError::Length)?);
+                return Ok(Self::Welcome { salt });
+            }
+            REFUSED => {
+                bare(header, body)?;
+                return refusal(header).map(Self::Refused);
+            }
+            FIGURES => {
+                let (figures, _) = arrays::<Figures, u8>(header, body, (1, 0))?;
+                return figures
+                    .first()
+                    .map(|f| Self::Figures(*f))
+                    .ok_or(WireError::Length);
+            }
+            VISIT => {
+                let skip = array::<PageRun>(header, body)?;
+                check_ascending(skip.iter().copied())?;
+                let limit = number(header.scalars[2])?;
+                if limit == 0 || limit > VISIT_PAGES {
+                    return Err(WireError::Number(limit));
+                }
+                OrderRef::Visit {
+                    range: header.run()?,
+                    limit,
+                    skip,
+                }
+            }
+            DONATE => {
+                let runs = array::<PageRun>(header, body)?;
+                check_total(runs.iter().copied(), DONATION_PAGES)?;
+                OrderRef::Donate { runs }
+            }
+            MAP => OrderRef::Map {
+                arena: arena(header)?,
+                runs: map_runs(header, body)?,
+            },
+            ZERO => {
+                let runs = array::<PageRun>(header, body)?;
+                check_total(runs.iter().copied(), MAP_PAGES)?;
+                OrderRef::Zero { runs }
+            }
+            UNMERGE => {
+                bare(header, body)?;
+                OrderRef::Unmerge {
+                    range: header.run()?,
+                }
+            }
+            REMAP => OrderRef::Remap {
+                arena: arena(header)?,
+                runs: map_runs(header, body)?,
+            },
+            kind => return Err(WireError::Kind(kind)),
+        };
+        Ok(Self::Order { id, order })
+    }
+
+    /// How many descriptors the message may carry.
+    #[must_use]
+    pub fn descriptors(&self) -> usize {
+        match self {
+            Self::Welcome { .. } => 2,
+            Self::Order {
+                order: OrderRef::Map { .. } | OrderRef::Remap { .. },
+                ..
+            } => 1,
+            Self::Refused(_) | Self::Figures(_) | Self::Order { .. } => 0,
+        }
+    }
+}
+
+fn number(scalar: u64) -> Result<u32, WireError> {
+    u32::try_from(scalar).map_err(|_| WireError::Number(u32::MAX))
+}
+
+fn arena(header: &Header) -> Result<ArenaId, WireError> {
+    number(header.scalars[0]).map(ArenaId)
+}
+
+fn refusal(header: &Header) -> Result<RefusalReason, WireError> {
+    Ok(match number(header.scalars[0])? {
+        1 => RefusalReason::WrongPid,
+        2 => RefusalReason::TooMany,
+        3 => RefusalReason::Stopping,
+        other => return Err(WireError::Number(other)),
+    })
+}
+
+fn map_runs<'a>(header: &Header, body: &'a [u8]) -> Result<&'a [MapRun], WireError> {
+    let runs = array::<MapRun>(header, body)?;
+    check_ascending(runs.iter().map(MapRun::pages))?;
+    check_total(runs.iter().map(MapRun::pages), MAP_PAGES)?;
+    let fits =
+        |run: &MapRun| u64::from(run.slot) + u64::from(run.len) <= u64::from(ARENA_SLOT_LIMIT);
+    if runs.iter().all(fits) {
+        Ok(runs)
+    } else {
+        Err(WireError::Range)
+    }
+}

@@ -1,0 +1,186 @@
+//! Messages from an agent to the daemon.
+
+use super::format::{Full, Header, MessageBuffer, WireError};
+use super::format::{array, arrays, bare, check_ascending, check_total, encode, split};
+use crate::order::{
+    MAX_RUNS, OrderId, Outcome, OutcomeRun, ReportRef, VISIT_PAGES, VisitRun, VisitState,
+};
+use crate::page::{ARENA_SLOT_LIMIT, Digest, PageRun};
+
+/// The first message of an agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// Process id of the app (an agent has one of its own).
+    pub pid: u32,
+    /// Process id that the app was forked from while its pages were merged; 0 if none.
+    pub parent: u32,
+}
+
+/// A message from an agent to the daemon. None carries descriptors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ToDaemon<'a> {
+    /// Opens an agent's connection.
+    Hello(Hello),
+    /// Opens a connection that only asks for the figures of the calling process.
+    Query,
+    /// The pages may be merged from now on.
+    Register {
+        /// The pages.
+        range: PageRun,
+    },
+    /// The pages are not ours any more; what was merged there is already private again or unmapped.
+    Unregister {
+        /// The pages.
+        range: PageRun,
+    },
+    /// The report on an order.
+    Report {
+        /// The order.
+        order: OrderId,
+        /// The report.
+        report: ReportRef<'a>,
+    },
+}
+
+const HELLO: u16 = 1;
+const QUERY: u16 = 2;
+const REGISTER: u16 = 3;
+const UNREGISTER: u16 = 4;
+const VISITED: u16 = 5;
+const DONE: u16 = 6;
+const UNMERGED: u16 = 7;
+const NONE: &[u8] = &[];
+
+impl<'a> ToDaemon<'a> {
+    /// Writes the message; returns its length in bytes.
+    ///
+    /// # Errors
+    /// When it does not fit.
+    pub fn encode(&self, buffer: &mut MessageBuffer) -> Result<usize, Full> {
+        match *self {
+            Self::Hello(Hello { pid, parent }) => {
+                let header = Header::new(HELLO).scalars([pid.into(), parent.into(), 0]);
+                encode(buffer, header, NONE, NONE)
+            }
+            Self::Query => encode(buffer, Header::new(QUERY), NONE, NONE),
+            Self::Register { range } => {
+                let header = Header::new(REGISTER).scalars([range.start, range.len, 0]);
+                encode(buffer, header, NONE, NONE)
+            }
+            Self::Unregister { range } => {
+                let header = Header::new(UNREGISTER).scalars([range.start, range.len, 0]);
+                encode(buffer, header, NONE, NONE)
+            }
+            Self::Report { order, report } => match report {
+                ReportRef::Visited {
+                    end,
+                    zero_pages,
+                    runs,
+                    digests,
+                } => {
+                    let header = Header::new(VISITED)
+                        .order(order)
+                        .scalars([end, zero_pages, 0]);
+                    encode(buffer, header, runs, digests)
+                }
+                ReportRef::Done { outcomes } => {
+                    encode(buffer, Header::new(DONE).order(order), outcomes, NONE)
+                }
+                ReportRef::Unmerged { end } => {
+                    let header = Header::new(UNMERGED).order(order).scalars([end, 0, 0]);
+                    encode(buffer, header, NONE, NONE)
+                }
+            },
+        }
+    }
+
+    /// Reads and checks a message that begins at the start of a [`MessageBuffer`].
+    ///
+    /// # Errors
+    /// When anything in it breaks the protocol.
+    pub fn decode(message: &'a [u8]) -> Result<Self, WireError> {
+        let (header, body) = split(message)?;
+        let order = OrderId(header.order);
+        match header.kind {
+            HELLO => {
+                bare(header, body)?;
+                let [pid, parent, _] = header.scalars;
+                let number = |n: u64| u32::try_from(n).map_err(|_| WireError::Number(u32::MAX));
+                Ok(Self::Hello(Hello {
+                    pid: number(pid)?,
+                    parent: number(parent)?,
+                }))
+            }
+            QUERY => bare(header, body).map(|()| Self::Query),
+            REGISTER => {
+                bare(header, body)?;
+                Ok(Self::Register {
+                    range: header.run()?,
+                })
+            }
+            UNREGISTER => {
+                bare(header, body)?;
+                Ok(Self::Unregister {
+                    range: header.run()?,
+                })
+            }
+            VISITED => {
+                let most = (MAX_RUNS, VISIT_PAGES as usize);
+                let (runs, digests) = arrays::<VisitRun, Digest>(header, body, most)?;
+                check_visit(runs, digests)?;
+                let [end, zero_pages, _] = header.scalars;
+                let report = ReportRef::Visited {
+                    end,
+                    zero_pages,
+                    runs,
+                    digests,
+                };
+                Ok(Self::Report { order, report })
+            }
+            DONE => {
+                let outcomes = array::<OutcomeRun>(header, body)?;
+                check_total(outcomes.iter().map(OutcomeRun::pages), usize::MAX)?;
+                for run in outcomes {
+                    Outcome::from_number(run.outcome).ok_or(WireError::Number(run.outcome))?;
+                }
+                Ok(Self::Report {
+                    order,
+                    report: ReportRef::Done { outcomes },
+                })
+            }
+            UNMERGED => {
+                bare(header, body)?;
+                Ok(Self::Report {
+                    order,
+                    report: ReportRef::Unmerged {
+                        end: header.scalars[0],
+                    },
+                })
+            }
+            kind => Err(WireError::Kind(kind)),
+        }
+    }
+}
+
+fn check_visit(runs: &[VisitRun], digests: &[Digest]) -> Result<(), WireError> {
+    check_ascending(runs.iter().map(VisitRun::pages))?;
+    let (mut calm, mut counted) = (0, 0);
+    for run in runs {
+        let state = VisitState::from_number(run.state).ok_or(WireError::Number(run.state))?;
+        if state == VisitState::Calm {
+            calm += u64::from(run.len);
+        }
+        if state != VisitState::Skipped {
+            counted += u64::from(run.len);
+        }
+        if u64::from(run.slot.index) + u64::from(run.len) > u64::from(ARENA_SLOT_LIMIT)
+            && state == VisitState::Merged
+        {
+            return Err(WireError::Range);
+        }
+    }
+    if calm != digests.len() as u64 || counted > u64::from(VISIT_PAGES) {
+        return Err(WireError::Length);
+    }
+    Ok(())
+}
