@@ -4,6 +4,7 @@
 //! go in, orders come out. The daemon, the embedded mode and the simulator drive the very same code. The nouns are
 //! those of the kernel's `mm/ksm.c`.
 
+pub mod arena;
 pub mod digest;
 pub mod order;
 pub mod page;

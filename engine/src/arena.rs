@@ -1,0 +1,188 @@
+//! Arenas: sealed memfds that hold merged pages.
+//!
+//! A slot's bytes must never change while anybody can map them, whatever the daemon or a peer does. So the one
+//! writable mapping is made first, then the memfd is sealed against every further way of writing, and only then does
+//! a descriptor exist that may be handed out: a read-only one. A finished arena loses its writable mapping too.
+//!
+//! Memory is freed by the kernel, when the last descriptor and the last mapping in any process are gone.
+
+use crate::page::{ArenaId, DomainId, PAGE_SIZE, PageBytes, Slot};
+use crate::store::{ARENA_SLOTS, SlotStore, StoreError};
+use hashbrown::HashMap;
+use memmap2::MmapMut;
+use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags, SealFlags};
+use rustix::io::Errno;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+mod sys;
+
+/// Bytes of an arena.
+const ARENA_BYTES: u64 = ARENA_SLOTS as u64 * PAGE_SIZE as u64;
+
+/// Keeps merged pages in sealed memfds.
+#[derive(Debug, Default)]
+pub struct MemfdStore {
+    arenas: HashMap<ArenaId, Arena>,
+}
+
+#[derive(Debug)]
+struct Arena {
+    /// What peers get, and what slots are read through.
+    read_only: OwnedFd,
+    /// Present until the arena is finished.
+    filling: Option<Filling>,
+}
+
+/// The only way into an arena: the descriptor it was made with, and the mapping that is older than the seals.
+#[derive(Debug)]
+struct Filling {
+    memfd: OwnedFd,
+    mapping: MmapMut,
+}
+
+impl MemfdStore {
+    /// A store without arenas.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The read-only descriptor of an arena, for handing out.
+    #[must_use]
+    pub fn descriptor(&self, arena: ArenaId) -> Option<BorrowedFd<'_>> {
+        self.arenas.get(&arena).map(|a| a.read_only.as_fd())
+    }
+}
+
+impl SlotStore for MemfdStore {
+    fn create(&mut self, arena: ArenaId, _domain: DomainId) -> Result<(), StoreError> {
+        let made =
+            Arena::create().map_err(|(call, errno)| StoreError::Os { call, arena, errno })?;
+        self.arenas.insert(arena, made);
+        Ok(())
+    }
+
+    fn write(&mut self, slot: Slot, bytes: &PageBytes) -> Result<(), StoreError> {
+        let not_open = StoreError::NotOpen(slot.arena);
+        let filling = self
+            .arenas
+            .get_mut(&slot.arena)
+            .and_then(|a| a.filling.as_mut());
+        let Some(filling) = filling.filter(|_| slot.index < ARENA_SLOTS) else {
+            return Err(not_open);
+        };
+        filling
+            .write(slot.index, bytes)
+            .map_err(|errno| StoreError::Os {
+                call: "fallocate",
+                arena: slot.arena,
+                errno,
+            })
+    }
+
+    fn read(&self, slot: Slot, into: &mut PageBytes) -> Result<(), StoreError> {
+        let not_open = StoreError::NotOpen(slot.arena);
+        let arena = self.arenas.get(&slot.arena).ok_or(not_open)?;
+        arena
+            .read(slot.index, into)
+            .map_err(|errno| StoreError::Os {
+                call: "pread",
+                arena: slot.arena,
+                errno,
+            })
+    }
+
+    fn finish(&mut self, arena: ArenaId) {
+        let Some(Filling { memfd, mapping }) =
+            self.arenas.get_mut(&arena).and_then(|a| a.filling.take())
+        else {
+            return;
+        };
+        // F_SEAL_WRITE is refused while a writable mapping exists.
+        drop(mapping);
+        let seals = SealFlags::WRITE | SealFlags::SEAL;
+        if let Err(errno) = rustix::fs::fcntl_add_seals(&memfd, seals) {
+            // Nothing is lost: F_SEAL_FUTURE_WRITE already forbids every write but through the mapping just dropped.
+            log::warn!("the last seals of arena {arena:?} could not be set: {errno}");
+        }
+    }
+
+    fn release(&mut self, arena: ArenaId) {
+        self.arenas.remove(&arena);
+    }
+}
+
+type CallError = (&'static str, Errno);
+
+impl Arena {
+    fn create() -> Result<Self, CallError> {
+        let memfd = create_memfd().map_err(|e| ("memfd_create", e))?;
+        rustix::fs::ftruncate(&memfd, ARENA_BYTES).map_err(|e| ("ftruncate", e))?;
+        // Keeps processes of other users from opening it for writing through /proc, before any seal is asked.
+        rustix::fs::fchmod(&memfd, Mode::RUSR).map_err(|e| ("fchmod", e))?;
+        let mapping = sys::map_shared(memfd.as_fd(), PAGE_SIZE * ARENA_SLOTS as usize)
+            .map_err(|e| ("mmap", e))?;
+        let seals = SealFlags::GROW | SealFlags::SHRINK | SealFlags::FUTURE_WRITE;
+        rustix::fs::fcntl_add_seals(&memfd, seals).map_err(|e| ("fcntl(F_ADD_SEALS)", e))?;
+        let read_only = reopen_read_only(&memfd).map_err(|e| ("open of /proc/self/fd", e))?;
+        Ok(Self {
+            read_only,
+            filling: Some(Filling { memfd, mapping }),
+        })
+    }
+
+    fn read(&self, index: u32, into: &mut PageBytes) -> Result<(), Errno> {
+        let mut done = 0;
+        while done < PAGE_SIZE {
+            let at = slot_offset(index) + done as u64;
+            match rustix::io::pread(&self.read_only, &mut into[done..], at) {
+                Ok(0) => return Err(Errno::NXIO),
+                Ok(n) => done += n,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Filling {
+    fn write(&mut self, index: u32, bytes: &PageBytes) -> Result<(), Errno> {
+        // A store to a page that cannot be allocated is a SIGBUS; fallocate says ENOMEM or ENOSPC instead, and is
+        // allowed under F_SEAL_FUTURE_WRITE because it changes no byte.
+        let page = PAGE_SIZE as u64;
+        rustix::io::retry_on_intr(|| {
+            rustix::fs::fallocate(
+                &self.memfd,
+                FallocateFlags::empty(),
+                slot_offset(index),
+                page,
+            )
+        })?;
+        let start = index as usize * PAGE_SIZE;
+        self.mapping[start..start + PAGE_SIZE].copy_from_slice(bytes);
+        Ok(())
+    }
+}
+
+fn slot_offset(index: u32) -> u64 {
+    u64::from(index) * PAGE_SIZE as u64
+}
+
+fn create_memfd() -> Result<OwnedFd, Errno> {
+    let flags = MemfdFlags::ALLOW_SEALING | MemfdFlags::CLOEXEC;
+    match rustix::fs::memfd_create(c"ksm-arena", flags | MemfdFlags::NOEXEC_SEAL) {
+        // Kernels before 6.3 do not know the flag.
+        Err(Errno::INVAL) => rustix::fs::memfd_create(c"ksm-arena", flags),
+        made => made,
+    }
+}
+
+/// The kernel keeps the access mode in the open file, so a descriptor that cannot write needs an open of its own.
+fn reopen_read_only(memfd: &OwnedFd) -> Result<OwnedFd, Errno> {
+    let path = format!("/proc/self/fd/{}", memfd.as_raw_fd());
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+}
+
+#[cfg(test)]
+mod tests;
