@@ -6,6 +6,8 @@
 
 pub mod arena;
 pub mod digest;
+pub mod engine;
+pub mod knobs;
 pub mod order;
 pub mod page;
 pub mod store;

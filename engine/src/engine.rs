@@ -1,0 +1,470 @@
+//! The engine: everything that is decided, and nothing that is done.
+//!
+//! Events go in (an mm appears, a region is registered, a report arrives, a knob is written, time passes); orders
+//! come out of [`Engine::take_order`]. One scan of all mms is cut into batches of `pages_to_scan` pages; a batch asks
+//! agents to visit pages, decides page by page in cursor order, has pages donated and mapped, and ends when every
+//! order it led to is answered. That is what makes the counters after each batch the kernel's.
+//!
+//! The parts: [`mm`] address spaces and cursor, [`items`] rmap items, [`stable`] and [`unstable`] the trees,
+//! [`arenas`] slots, [`scan`] batches, [`visit`] the merge routine, [`merge`] donations and mappings, [`retire`] moving
+//! out of sparse arenas, [`control`] knobs, [`advisor`], [`outbox`] orders.
+
+mod advisor;
+mod arenas;
+mod audit;
+mod control;
+mod items;
+mod merge;
+mod mm;
+mod outbox;
+mod retire;
+mod scan;
+mod stable;
+mod unstable;
+mod visit;
+
+use crate::digest::Salt;
+use crate::knobs::{KsmFile, WriteError};
+use crate::order::{Donation, Order, OrderId, Outcome, ReportRef};
+use crate::page::{ArenaId, Digest, DomainId, MmId, PAGE_SIZE, PageRun};
+use crate::store::SlotStore;
+use crate::wire::Figures;
+use arenas::Arenas;
+use items::ItemRef;
+use mm::{Mm, MmTable, ScanList};
+use outbox::{Outbox, Purpose};
+use scan::Ksmd;
+use stable::{NodeId, StableTree};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::Duration;
+use unstable::UnstableTree;
+
+pub use control::{Knobs, Ticket, Written};
+
+/// Bytes that the kernel spends on an rmap item: what the profit figures count.
+pub const RMAP_ITEM_SIZE: i64 = 64;
+
+/// The most address spaces at one time.
+pub const MAX_MMS: u32 = (1 << 19) - 2;
+
+/// The counters of the directory, and some more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Stable nodes with at least one item.
+    pub pages_shared: u64,
+    /// Items attached to stable nodes, less `pages_shared`.
+    pub pages_sharing: u64,
+    /// Items in the unstable tree.
+    pub pages_unshared: u64,
+    /// Items that are none of these.
+    pub pages_volatile: u64,
+    /// Zero pages in place.
+    pub zero_pages: u64,
+    /// Pages visited, ever.
+    pub pages_scanned: u64,
+    /// Visits skipped by smart scan, ever.
+    pub pages_skipped: u64,
+    /// Scans of everything since the start or since the last unmerge.
+    pub full_scans: u64,
+    /// Chain heads.
+    pub stable_node_chains: u64,
+    /// Stable nodes below chain heads.
+    pub stable_node_dups: u64,
+    /// Items of all mms.
+    pub rmap_items: u64,
+    /// `(sharing + zero) * 4096 - rmap_items * 64`.
+    pub general_profit: i64,
+    /// Slots in use.
+    pub slots_used: u64,
+    /// Slots written and not in use any more, whose arena is still held.
+    pub slots_dead: u64,
+}
+
+/// What cannot be right in a report. The peer that sent it is to be cut off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReportError {
+    /// The order was never given, or not to this peer.
+    #[error("report on an order that was not given")]
+    UnknownOrder,
+    /// The report is of another kind than the order.
+    #[error("report does not fit its order")]
+    WrongKind,
+    /// The report names pages that the order did not, or not all of them.
+    #[error("report does not cover the pages of its order")]
+    WrongPages,
+}
+
+/// Sums that are kept up to date as items change.
+#[derive(Debug, Default)]
+struct Tally {
+    shared: u64,
+    attached: u64,
+    unshared: u64,
+    scanned: u64,
+    skipped: u64,
+    full_scans: u64,
+}
+
+/// What belongs to one merge domain and never meets another.
+#[derive(Debug)]
+struct Domain {
+    salt: Salt,
+    zero_digest: Digest,
+    stable: StableTree,
+    unstable: UnstableTree,
+    arenas: Arenas,
+    /// Merged pages in the making.
+    foundings: HashMap<NodeId, merge::Founding>,
+}
+
+/// The deciding core. See the module text.
+#[derive(Debug)]
+pub struct Engine<S> {
+    store: S,
+    secret: [u8; 32],
+    now: Duration,
+    knobs: Knobs,
+    tally: Tally,
+    mms: MmTable,
+    list: ScanList,
+    domains: BTreeMap<DomainId, Domain>,
+    next_arena: u32,
+    ksmd: Ksmd,
+    steps: VecDeque<scan::Step>,
+    plans: BTreeMap<MmId, merge::Plan>,
+    outbox: Outbox,
+    requests: VecDeque<control::Request>,
+    next_ticket: u64,
+    finished: VecDeque<(Ticket, Result<(), WriteError>)>,
+    advisor: advisor::Advisor,
+    cpu_time: Duration,
+    outcomes: BTreeMap<Outcome, u64>,
+    /// Nodes that were moved out of an arena, and which one.
+    left_behind: HashMap<(DomainId, NodeId), ArenaId>,
+}
+
+impl<S: SlotStore> Engine<S> {
+    /// An engine with the kernel's defaults. The salts of all domains derive from `secret`.
+    pub fn new(store: S, secret: [u8; 32]) -> Self {
+        Self {
+            store,
+            secret,
+            now: Duration::ZERO,
+            knobs: Knobs::default(),
+            tally: Tally::default(),
+            mms: MmTable::default(),
+            list: ScanList::default(),
+            domains: BTreeMap::new(),
+            next_arena: 0,
+            ksmd: Ksmd::Idle,
+            steps: VecDeque::new(),
+            plans: BTreeMap::new(),
+            outbox: Outbox::default(),
+            requests: VecDeque::new(),
+            next_ticket: 0,
+            finished: VecDeque::new(),
+            advisor: advisor::Advisor::default(),
+            cpu_time: Duration::ZERO,
+            outcomes: BTreeMap::new(),
+            left_behind: HashMap::new(),
+        }
+    }
+
+    /// The salt that agents of `domain` mix into digests.
+    #[must_use]
+    pub fn salt(&self, domain: DomainId) -> Salt {
+        Salt::of_domain(&self.secret, domain)
+    }
+
+    /// Where the bytes of merged pages are.
+    #[must_use]
+    pub fn store(&self) -> &S {
+        &self.store
+    }
+
+    /// The knobs.
+    #[must_use]
+    pub fn knobs(&self) -> &Knobs {
+        &self.knobs
+    }
+
+    /// A new address space without regions. `None` if there are [`MAX_MMS`] already.
+    pub fn add_mm(&mut self, domain: DomainId) -> Option<MmId> {
+        if self.mms.iter().count() >= MAX_MMS as usize {
+            return None;
+        }
+        let salt = self.salt(domain);
+        self.domains.entry(domain).or_insert_with(|| Domain {
+            salt,
+            zero_digest: salt.digest(&[0; PAGE_SIZE]),
+            stable: StableTree::default(),
+            unstable: UnstableTree::default(),
+            arenas: Arenas::default(),
+            foundings: HashMap::new(),
+        });
+        Some(self.mms.add(Mm::new(domain)))
+    }
+
+    /// The agent of `mm` is gone. Its items are freed when the next scan comes by, as with an exiting process.
+    pub fn remove_mm(&mut self, id: MmId) {
+        let Some(mm) = self.mms.get_mut(id) else {
+            return;
+        };
+        mm.exiting = true;
+        mm.zero_pages = 0;
+        let unused = mm.items.len() == 0;
+        self.lose_orders(id);
+        if !self.list.contains(id) || (unused && self.list.current() != Some(id)) {
+            self.list.remove(id);
+            self.drop_mm(id);
+        }
+        self.pump();
+    }
+
+    /// Makes pages mergeable.
+    pub fn register(&mut self, id: MmId, run: PageRun) {
+        let Some(mm) = self.mms.get_mut(id) else {
+            return;
+        };
+        mm.add_region(run);
+        if !self.list.contains(id) {
+            self.enlist(id);
+        }
+        self.pump();
+    }
+
+    /// Pages are not mergeable any more; the agent has unmerged them or they are gone. The counters follow when the
+    /// next scan passes.
+    pub fn unregister(&mut self, id: MmId, run: PageRun) {
+        if let Some(mm) = self.mms.get_mut(id) {
+            mm.remove_region(run);
+        }
+    }
+
+    /// Takes the report of `mm` on an order.
+    ///
+    /// # Errors
+    /// When the report breaks the rules; nothing of it is believed then.
+    pub fn report(
+        &mut self,
+        mm: MmId,
+        id: OrderId,
+        report: &ReportRef<'_>,
+        donation: &dyn Donation,
+    ) -> Result<(), ReportError> {
+        if let Some(mm) = self.mms.get_mut(mm) {
+            mm.silent = false;
+        }
+        let Some(sent) = self.outbox.answered(id, mm) else {
+            // Late: its time was up, and it has been counted as lost.
+            return if self.outbox.was_sent(id) {
+                Ok(())
+            } else {
+                Err(ReportError::UnknownOrder)
+            };
+        };
+        match (&sent.purpose, report) {
+            (
+                Purpose::Visit,
+                ReportRef::Visited {
+                    end,
+                    zero_pages,
+                    runs,
+                    digests,
+                },
+            ) => {
+                let report = scan::Visited {
+                    end: *end,
+                    zero_pages: *zero_pages,
+                    runs: runs.to_vec(),
+                    digests: digests.to_vec(),
+                };
+                self.visit_arrived(id, report)?;
+            }
+            (Purpose::Visit, ReportRef::Done { .. }) => self.visit_failed(id),
+            (Purpose::Donate(nodes), ReportRef::Done { outcomes }) => {
+                self.donation_arrived(mm, nodes, outcomes, donation)?;
+            }
+            (Purpose::Map(runs), ReportRef::Done { outcomes }) => {
+                self.for_outcomes(mm, runs, outcomes, Self::mapped)?;
+            }
+            (Purpose::Zero(runs), ReportRef::Done { outcomes }) => {
+                self.for_outcomes(mm, runs, outcomes, Self::zeroed)?;
+            }
+            (Purpose::Remap(runs), ReportRef::Done { outcomes }) => {
+                self.for_outcomes(mm, runs, outcomes, Self::remapped)?;
+            }
+            (Purpose::Unmerge(range), ReportRef::Unmerged { end }) => {
+                self.unmerged(mm, *range, *end)?;
+            }
+            _ => return Err(ReportError::WrongKind),
+        }
+        self.pump();
+        Ok(())
+    }
+
+    /// Time passes: `now` since any fixed moment, never falling.
+    pub fn advance(&mut self, now: Duration) {
+        self.now = self.now.max(now);
+        for mm in self.outbox.overdue(self.now) {
+            log::warn!("an agent does not answer: its pages are passed over until it does");
+            if let Some(mm) = self.mms.get_mut(mm) {
+                mm.silent = true;
+            }
+            self.lose_orders(mm);
+        }
+        self.pump();
+    }
+
+    /// CPU time spent on merging so far, for the advisor.
+    pub fn set_cpu_time(&mut self, cpu: Duration) {
+        self.cpu_time = cpu;
+    }
+
+    /// When [`Engine::advance`] is to be called at the latest.
+    #[must_use]
+    pub fn wake_at(&self) -> Option<Duration> {
+        [self.ksmd.wake_at(), self.outbox.next_due()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// The next order to send.
+    pub fn take_order(&mut self) -> Option<(MmId, OrderId, Order)> {
+        self.outbox.take()
+    }
+
+    /// The figures of one mm.
+    #[must_use]
+    pub fn figures(&self, mm: MmId) -> Figures {
+        let Some(mm) = self.mms.get(mm) else {
+            return Figures::default();
+        };
+        let rmap_items = mm.items.len();
+        Figures {
+            rmap_items,
+            zero_pages: mm.zero_pages,
+            merging_pages: mm.merging,
+            profit: profit(mm.merging + mm.zero_pages, rmap_items),
+        }
+    }
+
+    /// All counters.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        let tally = &self.tally;
+        let rmap_items: u64 = self.mms.iter().map(|(_, mm)| mm.items.len()).sum();
+        let zero_pages: u64 = self.mms.iter().map(|(_, mm)| mm.zero_pages).sum();
+        let pages_sharing = tally.attached - tally.shared;
+        let listed = tally.attached + tally.unshared;
+        let stable = || self.domains.values().map(|domain| &domain.stable);
+        let arenas = || self.domains.values().map(|domain| &domain.arenas);
+        Counters {
+            pages_shared: tally.shared,
+            pages_sharing,
+            pages_unshared: tally.unshared,
+            pages_volatile: rmap_items.saturating_sub(listed),
+            zero_pages,
+            pages_scanned: tally.scanned,
+            pages_skipped: tally.skipped,
+            full_scans: tally.full_scans,
+            stable_node_chains: stable().map(StableTree::chain_count).sum(),
+            stable_node_dups: stable().map(StableTree::dup_count).sum(),
+            rmap_items,
+            general_profit: profit(pages_sharing + zero_pages, rmap_items),
+            slots_used: arenas().map(Arenas::used).sum(),
+            slots_dead: arenas().map(Arenas::dead).sum(),
+        }
+    }
+
+    /// Dups that searches of chains have looked at, ever: the cost of a search, in steps.
+    #[must_use]
+    pub fn search_steps(&self) -> u64 {
+        self.domains
+            .values()
+            .map(|domain| domain.stable.steps())
+            .sum()
+    }
+
+    /// How often each outcome of a merge was reported: why pages did not merge.
+    #[must_use]
+    pub fn outcomes(&self) -> &BTreeMap<Outcome, u64> {
+        &self.outcomes
+    }
+
+    /// The text of a file, with its newline.
+    #[must_use]
+    pub fn read(&self, file: KsmFile) -> String {
+        control::text(file, &self.knobs, &self.counters())
+    }
+
+    /// Notes an outcome that is not `Done`, and says once per mm and cause what it means.
+    fn note(&mut self, mm: MmId, outcome: Outcome) {
+        let count = self.outcomes.entry(outcome).or_default();
+        *count += 1;
+        if matches!(outcome, Outcome::NoMaps | Outcome::NoMemory) && count.is_power_of_two() {
+            let cause = if outcome == Outcome::NoMaps {
+                "vm.max_map_count"
+            } else {
+                "memory"
+            };
+            log::warn!(
+                "mm {}: merging is held back by {cause} ({count} pages so far)",
+                mm.0
+            );
+        }
+    }
+
+    fn domain_of(&mut self, mm: MmId) -> &mut Domain {
+        let domain = self
+            .mms
+            .get(mm)
+            .expect("mms in use are in the table")
+            .domain;
+        self.domains
+            .get_mut(&domain)
+            .expect("a domain lives as long as the engine")
+    }
+
+    /// Drops an mm that is in no list any more, with its items.
+    fn drop_mm(&mut self, id: MmId) {
+        self.forget_all(id);
+        self.plans.remove(&id);
+        self.mms.remove(id);
+    }
+
+    /// Lets go of arenas that hold nothing.
+    fn release_arenas(&mut self) {
+        for domain in self.domains.values_mut() {
+            for arena in domain.arenas.take_empty() {
+                self.store.release(arena);
+                self.left_behind.retain(|_, from| *from != arena);
+            }
+        }
+    }
+
+    /// A new open arena for `domain`. `None`, and a logged reason, if the system has no room for one.
+    fn open_arena(&mut self, domain: DomainId) -> Option<ArenaId> {
+        let id = ArenaId(self.next_arena);
+        if let Err(error) = self.store.create(id, domain) {
+            log::warn!("merging is held back: {error}");
+            return None;
+        }
+        self.next_arena += 1;
+        self.domains.get_mut(&domain)?.arenas.add(id);
+        Some(id)
+    }
+
+    fn item(&self, item: ItemRef) -> items::RmapItem {
+        self.mms
+            .get(item.mm())
+            .map_or_else(Default::default, |mm| mm.items.get(item.page()))
+    }
+}
+
+fn profit(saved_pages: u64, rmap_items: u64) -> i64 {
+    let bytes = |n: u64, size: i64| i64::try_from(n).unwrap_or(i64::MAX).saturating_mul(size);
+    let page_size = i64::try_from(PAGE_SIZE).expect("a page is small");
+    bytes(saved_pages, page_size) - bytes(rmap_items, RMAP_ITEM_SIZE)
+}

@@ -1,0 +1,165 @@
+//! Which slots of which arenas are in use, and by which stable node.
+//!
+//! Slots are given out in ascending order, so that pages donated in address order can later be mapped as runs. A slot
+//! is never used twice. An arena is let go when none of its slots is in use; its memory is freed by the kernel when
+//! the last mapping of it is gone.
+
+use super::stable::NodeId;
+use crate::page::{ArenaId, Slot};
+use crate::store::ARENA_SLOTS;
+use std::collections::BTreeMap;
+
+/// One arena of a domain.
+#[derive(Debug)]
+pub(crate) struct Arena {
+    /// The node of each slot given out; `None` when it is not in use any more.
+    nodes: Vec<Option<NodeId>>,
+    used: u32,
+    /// Items still mapped here after their nodes were moved elsewhere.
+    pub(crate) left_behind: u64,
+    /// Its pages are being moved out.
+    pub(crate) retiring: bool,
+}
+
+impl Arena {
+    fn is_full(&self) -> bool {
+        self.nodes.len() == ARENA_SLOTS as usize
+    }
+}
+
+/// The arenas of one domain.
+#[derive(Debug, Default)]
+pub(crate) struct Arenas {
+    arenas: BTreeMap<ArenaId, Arena>,
+    open: Option<ArenaId>,
+}
+
+impl Arenas {
+    /// The arena that the next slot comes from, if one is open.
+    pub(crate) fn open(&self) -> Option<ArenaId> {
+        self.open
+    }
+
+    /// Adds an empty arena and opens it. The one that was open before takes no more slots.
+    pub(crate) fn add(&mut self, id: ArenaId) {
+        let arena = Arena {
+            nodes: Vec::new(),
+            used: 0,
+            left_behind: 0,
+            retiring: false,
+        };
+        self.arenas.insert(id, arena);
+        self.open = Some(id);
+    }
+
+    /// The next slot. Says whether it is the arena's last: then no arena is open any more.
+    pub(crate) fn take(&mut self, node: NodeId) -> Option<(Slot, bool)> {
+        let id = self.open?;
+        let arena = self.arenas.get_mut(&id)?;
+        let index = u32::try_from(arena.nodes.len()).expect("an arena has few slots");
+        arena.nodes.push(Some(node));
+        arena.used += 1;
+        let full = arena.is_full();
+        if full {
+            self.open = None;
+        }
+        Some((Slot { arena: id, index }, full))
+    }
+
+    /// The node whose bytes are, or were, in `slot`.
+    pub(crate) fn node_at(&self, slot: Slot) -> Option<NodeId> {
+        *self
+            .arenas
+            .get(&slot.arena)?
+            .nodes
+            .get(slot.index as usize)?
+    }
+
+    /// Whether the slot was ever given out by an arena that is still here.
+    pub(crate) fn knows(&self, slot: Slot) -> bool {
+        self.arenas
+            .get(&slot.arena)
+            .is_some_and(|arena| (slot.index as usize) < arena.nodes.len())
+    }
+
+    /// Puts a node to a slot that was given out before.
+    pub(crate) fn reuse(&mut self, slot: Slot, node: NodeId) {
+        if let Some(arena) = self.arenas.get_mut(&slot.arena)
+            && let Some(place @ None) = arena.nodes.get_mut(slot.index as usize)
+        {
+            *place = Some(node);
+            arena.used += 1;
+        }
+    }
+
+    /// A slot is not in use any more.
+    pub(crate) fn give_back(&mut self, slot: Slot) {
+        if let Some(arena) = self.arenas.get_mut(&slot.arena)
+            && let Some(place) = arena.nodes.get_mut(slot.index as usize)
+            && place.take().is_some()
+        {
+            arena.used -= 1;
+        }
+    }
+
+    pub(crate) fn get_mut(&mut self, id: ArenaId) -> Option<&mut Arena> {
+        self.arenas.get_mut(&id)
+    }
+
+    /// Takes out the arenas that hold nothing any more, the open one excepted.
+    pub(crate) fn take_empty(&mut self) -> Vec<ArenaId> {
+        let open = self.open;
+        let empty: Vec<_> = self
+            .arenas
+            .iter()
+            .filter(|(id, arena)| arena.used == 0 && arena.left_behind == 0 && Some(**id) != open)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in &empty {
+            self.arenas.remove(id);
+        }
+        empty
+    }
+
+    /// Takes out all arenas, in use or not.
+    pub(crate) fn take_all(&mut self) -> Vec<ArenaId> {
+        self.open = None;
+        std::mem::take(&mut self.arenas).into_keys().collect()
+    }
+
+    /// A full arena with at most a quarter of its slots in use, unless another one is being retired still.
+    pub(crate) fn sparse(&self) -> Option<ArenaId> {
+        let sparse = |a: &Arena| a.is_full() && a.used > 0 && a.used <= ARENA_SLOTS / 4;
+        if self.arenas.values().any(|arena| arena.retiring) {
+            return None;
+        }
+        self.arenas
+            .iter()
+            .find(|(_, arena)| sparse(arena))
+            .map(|(id, _)| *id)
+    }
+
+    /// The nodes with a slot in this arena, in slot order.
+    pub(crate) fn nodes_of(&self, id: ArenaId) -> Vec<NodeId> {
+        self.arenas
+            .get(&id)
+            .map(|a| a.nodes.iter().copied().flatten().collect())
+            .unwrap_or_default()
+    }
+
+    /// Slots in use, in all arenas.
+    pub(crate) fn used(&self) -> u64 {
+        self.arenas
+            .values()
+            .map(|arena| u64::from(arena.used))
+            .sum()
+    }
+
+    /// Slots written and not in use any more, in arenas that are still here.
+    pub(crate) fn dead(&self) -> u64 {
+        self.arenas
+            .values()
+            .map(|arena| arena.nodes.len() as u64 - u64::from(arena.used))
+            .sum()
+    }
+}

@@ -1,0 +1,106 @@
+//! A naive recount of everything that is kept up to date in passing.
+//!
+//! Tests and the simulator call it after every step; it is slow and changes nothing.
+
+use super::Engine;
+use super::items::{ItemRef, State};
+use super::stable::NodeId;
+use crate::page::{PAGE_LIMIT, PageRun};
+use crate::store::SlotStore;
+
+impl<S: SlotStore> Engine<S> {
+    /// Recounts all items, lists and slots.
+    ///
+    /// # Errors
+    /// Says what does not agree.
+    pub fn audit(&self) -> Result<(), String> {
+        let all = PageRun {
+            start: 0,
+            len: PAGE_LIMIT,
+        };
+        let (mut attached, mut unshared) = (0, 0);
+        for (id, mm) in self.mms.iter() {
+            let mut merging = 0;
+            let mut items = 0;
+            for (page, item) in mm.items.within(all) {
+                items += 1;
+                match item.state {
+                    State::Absent | State::Volatile | State::Known => {}
+                    State::Unstable => unshared += 1,
+                    State::Stable => {
+                        merging += 1;
+                        self.audit_attached(
+                            ItemRef::new(id, page),
+                            NodeId(item.link),
+                            item.position,
+                        )?;
+                    }
+                }
+            }
+            agree("items", mm.items.len(), items)?;
+            agree("merging pages", mm.merging, merging)?;
+            attached += merging;
+        }
+        agree("attached items", self.tally.attached, attached)?;
+        agree("pages_unshared", self.tally.unshared, unshared)?;
+        self.audit_nodes()
+    }
+
+    fn audit_attached(&self, item: ItemRef, node: NodeId, position: u32) -> Result<(), String> {
+        let mm = self.mms.get(item.mm()).ok_or("item of no mm")?;
+        let domain = self.domains.get(&mm.domain).ok_or("mm of no domain")?;
+        let listed = domain.stable.node(node).items.get(position as usize);
+        if listed == Some(&item) {
+            Ok(())
+        } else {
+            Err(format!("{item:?} is not where node {node:?} lists it"))
+        }
+    }
+
+    fn audit_nodes(&self) -> Result<(), String> {
+        let (mut shared, mut listed) = (0, 0);
+        for (domain_id, domain) in &self.domains {
+            let mut slots = 0;
+            for (id, node) in domain.stable.iter() {
+                let founding = domain.foundings.contains_key(&id);
+                if node.items.is_empty() && !founding {
+                    return Err(format!("stable node {id:?} has no items"));
+                }
+                shared += u64::from(!node.items.is_empty());
+                listed += node.items.len() as u64;
+                if let Some(slot) = node.slot {
+                    slots += 1;
+                    if domain.arenas.node_at(slot) != Some(id) {
+                        return Err(format!("{slot:?} is not known to be of node {id:?}"));
+                    }
+                } else if !founding {
+                    return Err(format!("stable node {id:?} has no slot"));
+                }
+                for item in &node.items {
+                    let mm = self
+                        .mms
+                        .get(item.mm())
+                        .ok_or("a node lists an item of no mm")?;
+                    if mm.domain != *domain_id {
+                        return Err(format!("node {id:?} has an item of another domain"));
+                    }
+                    let kept = mm.items.get(item.page());
+                    if kept.state != State::Stable || kept.link != id.0 {
+                        return Err(format!("node {id:?} lists {item:?}, which is elsewhere"));
+                    }
+                }
+            }
+            agree("slots in use", domain.arenas.used(), slots)?;
+        }
+        agree("pages_shared", self.tally.shared, shared)?;
+        agree("listed items", self.tally.attached, listed)
+    }
+}
+
+fn agree(what: &str, kept: u64, counted: u64) -> Result<(), String> {
+    if kept == counted {
+        Ok(())
+    } else {
+        Err(format!("{what}: kept {kept}, counted {counted}"))
+    }
+}

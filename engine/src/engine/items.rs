@@ -1,0 +1,219 @@
+//! rmap items: what the engine remembers of each page it has seen.
+//!
+//! There is one item per (mm, page) that a visit found, as in the kernel. Items live in chunks of 256 consecutive
+//! pages, so that a sparse address space costs what is present in it, and an item is 12 bytes.
+
+use crate::page::{MmId, PageRun};
+use std::collections::BTreeMap;
+
+/// Names an item: its mm and page. Packed, because every sharer of a merged page is listed by one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct ItemRef(u64);
+
+const PAGE_BITS: u32 = 45;
+
+impl ItemRef {
+    pub(crate) fn new(mm: MmId, page: u64) -> Self {
+        debug_assert!(page >> PAGE_BITS == 0 && mm.0 >> (64 - PAGE_BITS) == 0);
+        Self(u64::from(mm.0) << PAGE_BITS | page)
+    }
+
+    pub(crate) fn mm(self) -> MmId {
+        MmId(u32::try_from(self.0 >> PAGE_BITS).expect("19 bits are left"))
+    }
+
+    pub(crate) fn page(self) -> u64 {
+        self.0 & ((1 << PAGE_BITS) - 1)
+    }
+}
+
+/// Where an item stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(crate) enum State {
+    /// No item: never seen, or gone.
+    #[default]
+    Absent,
+    /// In no tree; its digest is not known.
+    Volatile,
+    /// In no tree; `link` is its digest entry.
+    Known,
+    /// In the unstable tree, or was at the end of an earlier scan; `link` is its digest entry, `position` the
+    /// sequence number of the scan that inserted it.
+    Unstable,
+    /// Attached to the stable node `link`, whose list has it at `position`.
+    Stable,
+}
+
+/// One page that a visit found.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct RmapItem {
+    pub(crate) link: u32,
+    pub(crate) position: u32,
+    pub(crate) state: State,
+    /// Visits as an ordinary page, up to 255 (smart scan).
+    pub(crate) age: u8,
+    /// Visits still to be skipped (smart scan).
+    pub(crate) skips: u8,
+    /// Still mapped to the slot that its stable node had before its arena was retired.
+    pub(crate) on_old_slot: bool,
+}
+
+impl RmapItem {
+    /// What smart scan says of an ordinary page now: whether this visit is to be skipped.
+    pub(crate) fn would_skip(&self) -> bool {
+        self.age >= 3 && self.skips > 0
+    }
+
+    /// Counts a visit of smart scan.
+    pub(crate) fn grow_older(&mut self) {
+        let age = self.age;
+        self.age = age.saturating_add(1);
+        if age < 3 {
+            return;
+        }
+        if self.skips > 0 {
+            self.skips -= 1;
+        } else {
+            self.skips = match age {
+                0..=3 => 1,
+                4..=5 => 2,
+                6..=8 => 4,
+                _ => 8,
+            };
+        }
+    }
+}
+
+const CHUNK: usize = 256;
+const CHUNK_PAGES: u64 = CHUNK as u64;
+
+#[derive(Debug)]
+struct Chunk {
+    items: [RmapItem; CHUNK],
+    tracked: usize,
+}
+
+/// The items of one mm.
+#[derive(Debug, Default)]
+pub(crate) struct ItemTable {
+    chunks: BTreeMap<u64, Box<Chunk>>,
+    tracked: u64,
+}
+
+fn place(page: u64) -> (u64, usize) {
+    let within = usize::try_from(page % CHUNK_PAGES).expect("a chunk index fits");
+    (page / CHUNK_PAGES, within)
+}
+
+impl ItemTable {
+    /// Number of items.
+    pub(crate) fn len(&self) -> u64 {
+        self.tracked
+    }
+
+    /// The item of `page`, absent if there is none.
+    pub(crate) fn get(&self, page: u64) -> RmapItem {
+        let (chunk, within) = place(page);
+        self.chunks
+            .get(&chunk)
+            .map_or_else(RmapItem::default, |chunk| chunk.items[within])
+    }
+
+    /// The item of `page`, if there is one.
+    pub(crate) fn get_mut(&mut self, page: u64) -> Option<&mut RmapItem> {
+        let (chunk, within) = place(page);
+        let item = &mut self.chunks.get_mut(&chunk)?.items[within];
+        (item.state != State::Absent).then_some(item)
+    }
+
+    /// The item of `page`, made now if there was none.
+    pub(crate) fn track(&mut self, page: u64) -> &mut RmapItem {
+        let (chunk, within) = place(page);
+        let chunk = self.chunks.entry(chunk).or_insert_with(|| {
+            Box::new(Chunk {
+                items: [RmapItem::default(); CHUNK],
+                tracked: 0,
+            })
+        });
+        let item = &mut chunk.items[within];
+        if item.state == State::Absent {
+            item.state = State::Volatile;
+            chunk.tracked += 1;
+            self.tracked += 1;
+        }
+        item
+    }
+
+    /// Forgets the item of `page`; it must be in no tree.
+    pub(crate) fn untrack(&mut self, page: u64) {
+        let (number, within) = place(page);
+        let Some(chunk) = self.chunks.get_mut(&number) else {
+            return;
+        };
+        if chunk.items[within].state != State::Absent {
+            chunk.items[within] = RmapItem::default();
+            chunk.tracked -= 1;
+            self.tracked -= 1;
+            if chunk.tracked == 0 {
+                self.chunks.remove(&number);
+            }
+        }
+    }
+
+    /// The pages in `run` that have an item, ascending, with the items.
+    pub(crate) fn within(&self, run: PageRun) -> impl Iterator<Item = (u64, &RmapItem)> {
+        let first = run.start / CHUNK_PAGES;
+        let last = run.end().div_ceil(CHUNK_PAGES);
+        self.chunks
+            .range(first..last.max(first))
+            .flat_map(|(number, chunk)| (number * CHUNK_PAGES..).zip(chunk.items.iter()))
+            .filter(move |(page, item)| run.contains(*page) && item.state != State::Absent)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The scans in which a page that is there from scan 1 is looked at (kernel-measured: every 9th from 14 on).
+    #[test]
+    fn smart_scan_looks_at_an_old_page_ever_more_seldom() {
+        let mut item = RmapItem::default();
+        let mut seen = Vec::new();
+        for scan in 1..=45 {
+            if !item.would_skip() {
+                seen.push(scan);
+            }
+            item.grow_older();
+        }
+        assert_eq!(seen, [1, 2, 3, 4, 6, 9, 14, 23, 32, 41]);
+    }
+
+    #[test]
+    fn items_are_found_again_in_order_and_forgotten() {
+        let mut table = ItemTable::default();
+        for page in [5, 255, 256, 1 << 40] {
+            table.track(page);
+        }
+        let pages = |table: &ItemTable, run| table.within(run).map(|(p, _)| p).collect::<Vec<_>>();
+        let all = PageRun {
+            start: 0,
+            len: 1 << 45,
+        };
+        assert_eq!(pages(&table, all), [5, 255, 256, 1 << 40]);
+        assert_eq!(pages(&table, PageRun { start: 6, len: 250 }), [255]);
+        table.untrack(255);
+        table.untrack(255);
+        assert_eq!(pages(&table, all), [5, 256, 1 << 40]);
+        assert_eq!(table.len(), 3);
+    }
+
+    #[test]
+    fn references_keep_mm_and_page() {
+        let item = ItemRef::new(MmId((1 << 19) - 1), (1 << 45) - 1);
+        assert_eq!(
+            (item.mm(), item.page()),
+            (MmId((1 << 19) - 1), (1 << 45) - 1)
+        );
+    }
+}

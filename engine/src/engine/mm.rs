@@ -1,0 +1,252 @@
+//! The registered address spaces and the scan cursor over them.
+
+use super::items::ItemTable;
+use crate::order::VISIT_PAGES;
+use crate::page::{DomainId, MmId, PageRun};
+use std::collections::HashMap;
+
+/// One address space.
+#[derive(Debug)]
+pub(crate) struct Mm {
+    pub(crate) domain: DomainId,
+    /// Mergeable ranges, ascending and disjoint.
+    pub(crate) regions: Vec<PageRun>,
+    pub(crate) items: ItemTable,
+    /// Items attached to stable nodes.
+    pub(crate) merging: u64,
+    /// Zero pages in place, as last reported.
+    pub(crate) zero_pages: u64,
+    /// Its agent is gone; the next scan frees its items.
+    pub(crate) exiting: bool,
+    /// Its agent let an order's time run out; no orders until it is heard of again.
+    pub(crate) silent: bool,
+    /// Ranges were taken out since the last scan passed.
+    pub(crate) shrunk: bool,
+    /// How many pages the next visit asks to look at.
+    pub(crate) stride: u64,
+    /// A donation is on its way; the peer has one buffer.
+    pub(crate) donating: bool,
+}
+
+impl Mm {
+    pub(crate) fn new(domain: DomainId) -> Self {
+        Self {
+            domain,
+            regions: Vec::new(),
+            items: ItemTable::default(),
+            merging: 0,
+            zero_pages: 0,
+            exiting: false,
+            silent: false,
+            shrunk: false,
+            stride: VISIT_PAGES.into(),
+            donating: false,
+        }
+    }
+
+    /// Whether orders can be sent.
+    pub(crate) fn answers(&self) -> bool {
+        !self.exiting && !self.silent
+    }
+
+    /// Makes `run` mergeable.
+    pub(crate) fn add_region(&mut self, run: PageRun) {
+        let (mut start, mut end) = (run.start, run.end());
+        self.regions.retain(|region| {
+            let apart = region.end() < start || region.start > end;
+            if !apart {
+                start = start.min(region.start);
+                end = end.max(region.end());
+            }
+            apart
+        });
+        let at = self.regions.partition_point(|region| region.start < start);
+        self.regions.insert(at, PageRun::between(start, end));
+    }
+
+    /// Takes `run` out of the mergeable ranges. Its items stay until the next scan.
+    pub(crate) fn remove_region(&mut self, run: PageRun) {
+        self.shrunk = true;
+        let cut = |region: PageRun| {
+            [
+                PageRun::between(region.start, region.end().min(run.start)),
+                PageRun::between(region.start.max(run.end()), region.end()),
+            ]
+        };
+        self.regions = self
+            .regions
+            .iter()
+            .flat_map(|region| cut(*region))
+            .filter(|r| r.len > 0)
+            .collect();
+    }
+
+    /// Whether `page` is mergeable.
+    pub(crate) fn is_mergeable(&self, page: u64) -> bool {
+        let at = self.regions.partition_point(|region| region.end() <= page);
+        self.regions
+            .get(at)
+            .is_some_and(|region| region.contains(page))
+    }
+
+    /// The mergeable pages at or after `page`: the rest of the region it is in, or the next region.
+    pub(crate) fn mergeable_from(&self, page: u64) -> Option<PageRun> {
+        let at = self.regions.partition_point(|region| region.end() <= page);
+        let region = self.regions.get(at)?;
+        Some(PageRun::between(region.start.max(page), region.end()))
+    }
+}
+
+/// All address spaces, by number. Numbers are used again.
+#[derive(Debug, Default)]
+pub(crate) struct MmTable {
+    mms: HashMap<MmId, Mm>,
+    next: u32,
+    free: Vec<MmId>,
+}
+
+impl MmTable {
+    pub(crate) fn add(&mut self, mm: Mm) -> MmId {
+        let id = self.free.pop().unwrap_or_else(|| {
+            self.next += 1;
+            MmId(self.next)
+        });
+        self.mms.insert(id, mm);
+        id
+    }
+
+    pub(crate) fn remove(&mut self, id: MmId) {
+        if self.mms.remove(&id).is_some() {
+            self.free.push(id);
+        }
+    }
+
+    pub(crate) fn get(&self, id: MmId) -> Option<&Mm> {
+        self.mms.get(&id)
+    }
+
+    pub(crate) fn get_mut(&mut self, id: MmId) -> Option<&mut Mm> {
+        self.mms.get_mut(&id)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (MmId, &Mm)> {
+        self.mms.iter().map(|(id, mm)| (*id, mm))
+    }
+}
+
+/// The mms in scan order, and where the scan is: the kernel's list of mm slots and its `ksm_scan` cursor.
+#[derive(Debug, Default)]
+pub(crate) struct ScanList {
+    slots: Vec<MmId>,
+    /// Index of the current mm; `None` between two scans.
+    current: Option<usize>,
+    /// Next page of the current mm.
+    pub(crate) page: u64,
+}
+
+impl ScanList {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    pub(crate) fn contains(&self, mm: MmId) -> bool {
+        self.slots.contains(&mm)
+    }
+
+    /// The mm that the cursor is in.
+    pub(crate) fn current(&self) -> Option<MmId> {
+        self.slots.get(self.current?).copied()
+    }
+
+    /// Whether the cursor is between two scans.
+    pub(crate) fn at_head(&self) -> bool {
+        self.current.is_none()
+    }
+
+    /// Puts the cursor on the first mm.
+    pub(crate) fn start(&mut self) {
+        self.current = Some(0);
+        self.page = 0;
+    }
+
+    /// Goes on to the next mm; past the last one the cursor has no mm, but is not at the head either.
+    pub(crate) fn next_mm(&mut self) {
+        self.current = self.current.map(|at| at + 1);
+        self.page = 0;
+    }
+
+    /// Ends the scan.
+    pub(crate) fn finish(&mut self) {
+        self.current = None;
+    }
+
+    /// Registers an mm directly behind the cursor: it is the last to be reached.
+    pub(crate) fn insert_behind_cursor(&mut self, mm: MmId) {
+        match self.current {
+            Some(at) => {
+                let at = at.min(self.slots.len());
+                self.slots.insert(at, mm);
+                self.current = Some(at + 1);
+            }
+            None => self.slots.push(mm),
+        }
+    }
+
+    /// Registers an mm at the end of the list.
+    pub(crate) fn push(&mut self, mm: MmId) {
+        self.slots.push(mm);
+    }
+
+    /// Takes an mm out.
+    pub(crate) fn remove(&mut self, mm: MmId) {
+        let Some(at) = self.slots.iter().position(|slot| *slot == mm) else {
+            return;
+        };
+        self.slots.remove(at);
+        if let Some(current) = self.current
+            && at < current
+        {
+            self.current = Some(current - 1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(start: u64, len: u64) -> PageRun {
+        PageRun { start, len }
+    }
+
+    #[test]
+    fn regions_join_and_split() {
+        let mut mm = Mm::new(DomainId(0));
+        mm.add_region(run(10, 10));
+        mm.add_region(run(30, 10));
+        mm.add_region(run(20, 10));
+        assert_eq!(mm.regions, [run(10, 30)]);
+        mm.remove_region(run(15, 5));
+        assert_eq!(mm.regions, [run(10, 5), run(20, 20)]);
+        assert!(mm.is_mergeable(14) && !mm.is_mergeable(15) && mm.is_mergeable(20));
+        assert_eq!(mm.mergeable_from(12), Some(run(12, 3)));
+        assert_eq!(mm.mergeable_from(15), Some(run(20, 20)));
+        assert_eq!(mm.mergeable_from(40), None);
+    }
+
+    #[test]
+    fn a_new_mm_is_reached_last() {
+        let mut list = ScanList::default();
+        list.insert_behind_cursor(MmId(1));
+        list.insert_behind_cursor(MmId(2));
+        list.start();
+        list.next_mm();
+        list.insert_behind_cursor(MmId(3));
+        assert_eq!(list.current(), Some(MmId(2)));
+        list.next_mm();
+        assert_eq!(list.current(), None);
+        assert!(!list.at_head());
+        list.finish();
+        assert_eq!(list.slots, [MmId(1), MmId(3), MmId(2)]);
+    }
+}

@@ -1,0 +1,449 @@
+//! Batches and full scans: what the kernel's `ksmd` loop does.
+//!
+//! Visits are ordered ahead of the page that is being decided on, so that agents work while the engine does, and
+//! several agents at the same time. Their reports are still taken in cursor order: the queue of [`Step`]s is that
+//! order.
+
+use super::Engine;
+use super::ReportError;
+use super::mm::Mm;
+use super::outbox::Purpose;
+use crate::knobs::RunState;
+use crate::order::{MAX_RUNS, Order, OrderId, VISIT_PAGES, VisitRun, VisitState};
+use crate::page::{Digest, MmId, PageRun};
+use crate::store::SlotStore;
+use std::time::Duration;
+
+/// Visits that may be out at one time.
+const WINDOW: usize = 8;
+/// The most pages, present or not, that one visit looks at.
+const MAX_STRIDE: u64 = 1 << 20;
+/// The shortest sleep after a batch that found no page at all.
+const IDLE_SLEEP: Duration = Duration::from_millis(4);
+
+/// What the scanning is doing.
+#[derive(Debug)]
+pub(crate) enum Ksmd {
+    /// Waits until there is something to do.
+    Idle,
+    /// Between two batches.
+    Sleeping { until: Duration, millisecs: u32 },
+    /// In a batch.
+    Batch(Batch),
+    /// Unmerging everything.
+    Unmerging { failed: bool },
+}
+
+/// One batch.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    /// Pages that may still be asked for.
+    budget: u64,
+    visited: u64,
+    /// All mms have been passed.
+    complete: bool,
+}
+
+/// What is left to be done in order.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// A visit, and its report once it is there.
+    Visit {
+        id: OrderId,
+        mm: MmId,
+        range: PageRun,
+        reserved: u64,
+        /// The next range begins where this visit ends.
+        bounded: bool,
+        outcome: VisitOutcome,
+    },
+    /// The end of an mm.
+    End(MmId),
+}
+
+/// How far a visit is.
+#[derive(Debug)]
+pub(crate) enum VisitOutcome {
+    Waiting,
+    Arrived(Visited),
+    Failed,
+}
+
+/// The report on a visit.
+#[derive(Debug)]
+pub(crate) struct Visited {
+    pub(crate) end: u64,
+    pub(crate) zero_pages: u64,
+    pub(crate) runs: Vec<VisitRun>,
+    pub(crate) digests: Vec<Digest>,
+}
+
+impl Visited {
+    /// Pages that count for the batch.
+    fn counted(&self) -> u64 {
+        let counts = |run: &&VisitRun| run.state != VisitState::Skipped as u32;
+        self.runs
+            .iter()
+            .filter(counts)
+            .map(|run| u64::from(run.len))
+            .sum()
+    }
+}
+
+impl Ksmd {
+    pub(crate) fn wake_at(&self) -> Option<Duration> {
+        match self {
+            Self::Sleeping { until, .. } => Some(*until),
+            Self::Idle | Self::Batch(_) | Self::Unmerging { .. } => None,
+        }
+    }
+
+    /// Whether a knob that needs the scan to stand still has to wait.
+    pub(crate) fn is_working(&self) -> bool {
+        matches!(self, Self::Batch(_) | Self::Unmerging { .. })
+    }
+}
+
+impl<S: SlotStore> Engine<S> {
+    /// Does all that can be done without further events.
+    pub(super) fn pump(&mut self) {
+        loop {
+            let progress = match &self.ksmd {
+                Ksmd::Idle => self.can_scan() && self.start_batch(),
+                Ksmd::Sleeping { until, .. } => {
+                    *until <= self.now && {
+                        self.ksmd = Ksmd::Idle;
+                        self.can_scan()
+                    }
+                }
+                Ksmd::Batch(_) => self.continue_batch(),
+                Ksmd::Unmerging { .. } => self.continue_unmerge(),
+            };
+            if !progress {
+                break;
+            }
+        }
+    }
+
+    fn can_scan(&self) -> bool {
+        self.knobs.run == RunState::Merge && !self.list.is_empty()
+    }
+
+    /// Puts an mm into the list of those that are scanned.
+    pub(super) fn enlist(&mut self, mm: MmId) {
+        if self.knobs.run == RunState::Unmerge {
+            self.list.push(mm);
+        } else {
+            self.list.insert_behind_cursor(mm);
+        }
+    }
+
+    fn start_batch(&mut self) -> bool {
+        if self.list.at_head() {
+            self.start_scan();
+        }
+        let budget = self.knobs.pages_to_scan.into();
+        self.ksmd = Ksmd::Batch(Batch {
+            budget,
+            visited: 0,
+            complete: false,
+        });
+        true
+    }
+
+    fn start_scan(&mut self) {
+        self.advisor.scan_starts(self.now);
+        for domain in self.domains.values_mut() {
+            domain.unstable.reset();
+        }
+        self.list.start();
+    }
+
+    /// Orders visits, takes reports in order, ends the batch. Returns whether the batch ended.
+    fn continue_batch(&mut self) -> bool {
+        loop {
+            let ordered = self.order_visits();
+            let taken = self.take_steps();
+            if !ordered && !taken {
+                break;
+            }
+        }
+        self.flush_plans();
+        let Ksmd::Batch(batch) = &self.ksmd else {
+            return false;
+        };
+        let over = batch.complete || batch.budget == 0;
+        if !over || !self.steps.is_empty() || self.outbox.is_busy() || self.has_plans() {
+            return false;
+        }
+        let (complete, visited) = (batch.complete, batch.visited);
+        if complete {
+            self.finish_scan();
+        }
+        let sleep = Duration::from_millis(self.knobs.sleep_millisecs.into());
+        let sleep = if visited == 0 {
+            sleep.max(IDLE_SLEEP)
+        } else {
+            sleep
+        };
+        let until = self.now.saturating_add(sleep);
+        self.ksmd = if self.can_scan() {
+            Ksmd::Sleeping {
+                until,
+                millisecs: self.knobs.sleep_millisecs,
+            }
+        } else {
+            Ksmd::Idle
+        };
+        self.serve_requests();
+        // A sleep of zero still lets the caller send what it has and take what came in.
+        !matches!(self.ksmd, Ksmd::Sleeping { .. })
+    }
+
+    fn finish_scan(&mut self) {
+        self.list.finish();
+        self.tally.full_scans += 1;
+        self.advise();
+        self.release_arenas();
+        self.retire_sparse_arenas();
+    }
+
+    /// Orders visits as far as the budget and the window allow. Returns whether any step was added.
+    fn order_visits(&mut self) -> bool {
+        let mut any = false;
+        loop {
+            let Ksmd::Batch(batch) = &self.ksmd else {
+                return any;
+            };
+            let bounded_out = matches!(self.steps.back(), Some(Step::Visit { bounded: true, .. }));
+            if batch.complete || batch.budget == 0 || bounded_out || self.steps.len() >= WINDOW {
+                return any;
+            }
+            let budget = batch.budget;
+            any = true;
+            let Some(id) = self.list.current() else {
+                if self.steps.is_empty() {
+                    self.batch_mut().complete = true;
+                }
+                return false;
+            };
+            let page = self.list.page;
+            let rest = self
+                .mms
+                .get(id)
+                .filter(|mm| mm.answers())
+                .and_then(|mm| Some((mm.mergeable_from(page)?, mm.stride)));
+            let Some((rest, stride)) = rest else {
+                self.steps.push_back(Step::End(id));
+                self.list.next_mm();
+                continue;
+            };
+            let range = PageRun {
+                start: rest.start,
+                len: rest.len.min(stride),
+            };
+            self.order_visit(id, range, budget);
+        }
+    }
+
+    fn batch_mut(&mut self) -> &mut Batch {
+        match &mut self.ksmd {
+            Ksmd::Batch(batch) => batch,
+            Ksmd::Idle | Ksmd::Sleeping { .. } | Ksmd::Unmerging { .. } => {
+                unreachable!("steps are taken in a batch only")
+            }
+        }
+    }
+
+    fn order_visit(&mut self, id: MmId, range: PageRun, budget: u64) {
+        let limit = VISIT_PAGES.min(u32::try_from(budget).unwrap_or(u32::MAX));
+        let reserved = u64::from(limit).min(range.len);
+        let bounded = range.len > u64::from(limit);
+        if !bounded {
+            self.list.page = range.end();
+        }
+        self.batch_mut().budget -= reserved;
+        let step = self.visit_step(id, range, limit, reserved, bounded);
+        self.steps.push_back(step);
+    }
+
+    fn visit_step(
+        &mut self,
+        mm: MmId,
+        range: PageRun,
+        limit: u32,
+        reserved: u64,
+        bounded: bool,
+    ) -> Step {
+        let skip = match self.mms.get(mm) {
+            Some(mm) if self.knobs.smart_scan => skip_list(mm, range),
+            _ => Vec::new(),
+        };
+        let order = Order::Visit { range, limit, skip };
+        let id = self.outbox.send(mm, order, Purpose::Visit, self.now);
+        Step::Visit {
+            id,
+            mm,
+            range,
+            reserved,
+            bounded,
+            outcome: VisitOutcome::Waiting,
+        }
+    }
+
+    fn step_of(&mut self, order: OrderId) -> Option<(&mut VisitOutcome, PageRun)> {
+        self.steps.iter_mut().find_map(|step| match step {
+            Step::Visit {
+                id, outcome, range, ..
+            } if *id == order => Some((outcome, *range)),
+            Step::Visit { .. } | Step::End(_) => None,
+        })
+    }
+
+    /// Checks the report on a visit and keeps it until it is its turn.
+    pub(super) fn visit_arrived(
+        &mut self,
+        id: OrderId,
+        report: Visited,
+    ) -> Result<(), ReportError> {
+        let (outcome, range) = self.step_of(id).ok_or(ReportError::UnknownOrder)?;
+        let within = |run: &VisitRun| run.start >= range.start && run.pages().end() <= report.end;
+        let progress = report.end > range.start && report.end <= range.end();
+        if !progress || !report.runs.iter().all(within) {
+            *outcome = VisitOutcome::Failed;
+            return Err(ReportError::WrongPages);
+        }
+        *outcome = VisitOutcome::Arrived(report);
+        Ok(())
+    }
+
+    /// The agent could not look.
+    pub(super) fn visit_failed(&mut self, id: OrderId) {
+        if let Some((outcome, _)) = self.step_of(id) {
+            *outcome = VisitOutcome::Failed;
+        }
+    }
+
+    /// Takes the steps that are ready, in order. Returns whether there was any.
+    fn take_steps(&mut self) -> bool {
+        let mut any = false;
+        while let Some(step) = self.steps.front() {
+            if let Step::Visit {
+                outcome: VisitOutcome::Waiting,
+                ..
+            } = step
+            {
+                break;
+            }
+            any = true;
+            match self.steps.pop_front().expect("it was looked at above") {
+                Step::End(mm) => self.end_of_mm(mm),
+                Step::Visit {
+                    mm,
+                    range,
+                    reserved,
+                    bounded,
+                    outcome,
+                    ..
+                } => match outcome {
+                    VisitOutcome::Arrived(report) => {
+                        self.take_visit(mm, range, reserved, bounded, &report);
+                    }
+                    // What an agent could not look at stays as it was until the next scan.
+                    VisitOutcome::Waiting | VisitOutcome::Failed => {
+                        self.batch_mut().budget += reserved;
+                        if bounded {
+                            self.list.page = range.end();
+                        }
+                    }
+                },
+            }
+        }
+        any
+    }
+
+    fn take_visit(
+        &mut self,
+        id: MmId,
+        range: PageRun,
+        reserved: u64,
+        bounded: bool,
+        report: &Visited,
+    ) {
+        let counted = report.counted();
+        self.batch_mut().visited += counted;
+        let looked_at = PageRun::between(range.start, report.end);
+        self.decide(id, looked_at, report);
+        if let Some(mm) = self.mms.get_mut(id) {
+            mm.stride = next_stride(mm.stride, looked_at.len, report.runs.len());
+        }
+        if bounded {
+            self.list.page = report.end;
+        } else if report.end < range.end() && self.mms.get(id).is_some_and(Mm::answers) {
+            let rest = PageRun::between(report.end, range.end());
+            let left = reserved.saturating_sub(counted).max(1);
+            let limit = u32::try_from(left).unwrap_or(VISIT_PAGES).min(VISIT_PAGES);
+            let step = self.visit_step(id, rest, limit, left, false);
+            self.steps.push_front(step);
+            return;
+        }
+        self.batch_mut().budget += reserved.saturating_sub(counted);
+    }
+
+    /// Frees what lies outside the mergeable ranges; takes an mm without any out of the list.
+    fn end_of_mm(&mut self, id: MmId) {
+        let Some(mm) = self.mms.get_mut(id) else {
+            return;
+        };
+        let empty = mm.regions.is_empty();
+        if mm.exiting || empty {
+            let exiting = mm.exiting;
+            self.forget_all(id);
+            self.list.remove(id);
+            if exiting {
+                self.drop_mm(id);
+            }
+        } else if mm.shrunk {
+            mm.shrunk = false;
+            let outside: Vec<u64> = mm
+                .items
+                .within(PageRun {
+                    start: 0,
+                    len: crate::page::PAGE_LIMIT,
+                })
+                .map(|(page, _)| page)
+                .filter(|page| !mm.is_mergeable(*page))
+                .collect();
+            for page in outside {
+                self.forget_item(id, page);
+            }
+        }
+    }
+}
+
+/// Runs of pages that smart scan passes over now.
+fn skip_list(mm: &Mm, range: PageRun) -> Vec<PageRun> {
+    let mut skip: Vec<PageRun> = Vec::new();
+    for (page, _) in mm.items.within(range).filter(|(_, item)| item.would_skip()) {
+        let full = skip.len() == MAX_RUNS;
+        match skip.last_mut() {
+            Some(last) if last.end() == page => last.len += 1,
+            _ if full => break,
+            _ => skip.push(PageRun {
+                start: page,
+                len: 1,
+            }),
+        }
+    }
+    skip
+}
+
+/// Looks further ahead where nothing is found, so that huge empty mappings cost few orders.
+fn next_stride(stride: u64, looked_at: u64, runs: usize) -> u64 {
+    let dense = runs as u64 > looked_at / 512;
+    if dense {
+        VISIT_PAGES.into()
+    } else {
+        (stride * 8).min(MAX_STRIDE)
+    }
+}

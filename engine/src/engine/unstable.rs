@@ -1,0 +1,94 @@
+//! The unstable tree: calm pages that have not met an equal one yet.
+//!
+//! The kernel keeps it as a tree ordered by bytes that nobody protects, and throws it away at the start of every
+//! scan. Here it is an index by digest. It is emptied at the start of every scan just the same; what is kept is the
+//! digest of each calm page, so that a page that did not change need not be hashed again.
+
+use super::items::ItemRef;
+use crate::page::Digest;
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
+
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    digest: Digest,
+    item: ItemRef,
+}
+
+/// The index, and the digests of all calm pages that are not merged.
+#[derive(Debug, Default)]
+pub(crate) struct UnstableTree {
+    known: Vec<Known>,
+    free: Vec<u32>,
+    index: HashTable<u32>,
+}
+
+/// What [`UnstableTree::search_or_insert`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// An equal page.
+    Equal(ItemRef),
+    /// None; the page is in the tree now.
+    Inserted,
+}
+
+/// A digest is uniformly distributed: eight bytes of it are as good a hash as any.
+pub(crate) fn hash_of(digest: &Digest) -> u64 {
+    let [a, b, c, d, e, f, g, h, ..] = digest.0;
+    u64::from_le_bytes([a, b, c, d, e, f, g, h])
+}
+
+impl UnstableTree {
+    /// Empties the tree, at the start of a scan. The digests stay.
+    pub(crate) fn reset(&mut self) {
+        self.index.clear();
+    }
+
+    /// Remembers the digest of a page; returns the entry.
+    pub(crate) fn remember(&mut self, digest: Digest, item: ItemRef) -> u32 {
+        let known = Known { digest, item };
+        if let Some(entry) = self.free.pop() {
+            self.known[entry as usize] = known;
+            entry
+        } else {
+            self.known.push(known);
+            u32::try_from(self.known.len() - 1).expect("fewer than 2^32 pages")
+        }
+    }
+
+    /// Forgets a digest; its item must not be in the tree.
+    pub(crate) fn forget(&mut self, entry: u32) {
+        self.free.push(entry);
+    }
+
+    /// The digest of an entry.
+    pub(crate) fn digest(&self, entry: u32) -> Digest {
+        self.known[entry as usize].digest
+    }
+
+    /// Looks for a page with the digest of `entry`; puts the page of `entry` into the tree if there is none.
+    pub(crate) fn search_or_insert(&mut self, entry: u32) -> Found {
+        let digest = self.digest(entry);
+        let known = &self.known;
+        let slot = self.index.entry(
+            hash_of(&digest),
+            |other| known[*other as usize].digest == digest,
+            |other| hash_of(&known[*other as usize].digest),
+        );
+        match slot {
+            Entry::Occupied(found) => Found::Equal(known[*found.get() as usize].item),
+            Entry::Vacant(place) => {
+                place.insert(entry);
+                Found::Inserted
+            }
+        }
+    }
+
+    /// Takes the page of `entry` out of the tree, if it is there.
+    pub(crate) fn remove(&mut self, entry: u32) {
+        let hash = hash_of(&self.digest(entry));
+        if let Ok(found) = self.index.find_entry(hash, |other| *other == entry) {
+            found.remove();
+        }
+    }
+}
