@@ -1,1 +1,6 @@
-//! placeholder
+//! What an application links to have its identical pages merged in user space.
+#![deny(unsafe_code)]
+
+mod lock;
+pub mod space;
+pub mod sys;

@@ -1,0 +1,204 @@
+//! The lock between the app's threads and the agent.
+//!
+//! A lock of a library does not do here. The agent is a task of its own that can be killed while it holds the lock;
+//! then the word must say so, for [`crate::space::Space::recover`] to finish what it held and let go in its place. The app
+//! can be stopped while one of its threads holds it; then the agent must give up in time and report so. And parking in
+//! `parking_lot` or `std` keeps its queue in the app's heap or in thread-local storage, which the agent must not touch.
+//!
+//! The agent takes it for one bounded step at a time, and lets app threads that wait go first, but only for a
+//! moment: they may be stopped while they wait.
+
+use rustix::thread::futex::{self, Flags};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+use zerocopy::FromZeros;
+
+const FREE: u32 = 0;
+const APP: u32 = 1;
+const AGENT: u32 = 2;
+const HOLDER: u32 = 3;
+/// Somebody waits: whoever releases must wake.
+const WAITERS: u32 = 4;
+/// How long the agent lets waiting app threads go first.
+const COURTESY: Duration = Duration::from_millis(1);
+
+/// Who holds the lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// A thread of the app.
+    App,
+    /// The agent.
+    Agent,
+}
+
+/// The lock. All-zero bytes are a free lock.
+#[derive(Debug, FromZeros)]
+#[repr(C)]
+pub struct FutexLock {
+    word: AtomicU32,
+    /// App threads that wait; the agent steps back for them.
+    app_waiting: AtomicU32,
+}
+
+impl FutexLock {
+    /// Takes it for an app thread.
+    pub fn acquire(&self) {
+        if self.try_take(APP) {
+            return;
+        }
+        self.app_waiting.fetch_add(1, Ordering::Relaxed);
+        self.wait_and_take(APP, None);
+        if self.app_waiting.fetch_sub(1, Ordering::Relaxed) == 1 {
+            wake(&self.app_waiting, 1);
+        }
+    }
+
+    /// Takes it for the agent; false if that took too long.
+    pub fn acquire_as_agent(&self, patience: Duration) -> bool {
+        let waiting = self.app_waiting.load(Ordering::Relaxed);
+        if waiting > 0 {
+            wait(&self.app_waiting, waiting, Some(COURTESY));
+        }
+        self.try_take(AGENT) || self.wait_and_take(AGENT, Some(Instant::now() + patience))
+    }
+
+    /// Lets go.
+    pub fn release(&self) {
+        if self.word.swap(FREE, Ordering::Release) & WAITERS != 0 {
+            wake(&self.word, 1);
+        }
+    }
+
+    /// Who holds it.
+    pub fn holder(&self) -> Option<Side> {
+        match self.word.load(Ordering::Acquire) & HOLDER {
+            APP => Some(Side::App),
+            AGENT => Some(Side::Agent),
+            _ => None,
+        }
+    }
+
+    /// Makes an app thread the holder in place of an agent that is dead; false if the agent did not hold it.
+    pub fn inherit(&self) -> bool {
+        let take = |word| (word & HOLDER == AGENT).then_some(word & WAITERS | APP);
+        self.word
+            .fetch_update(Ordering::Acquire, Ordering::Relaxed, take)
+            .is_ok()
+    }
+
+    /// In a child after a fork: held by the only thread there is, waited for by nobody.
+    pub fn reset_held(&self) {
+        self.app_waiting.store(0, Ordering::Relaxed);
+        self.word.store(APP, Ordering::Relaxed);
+    }
+
+    fn try_take(&self, side: u32) -> bool {
+        self.word
+            .compare_exchange(FREE, side, Ordering::Acquire, Ordering::Relaxed)
+            .is_ok()
+    }
+
+    fn wait_and_take(&self, side: u32, deadline: Option<Instant>) -> bool {
+        loop {
+            // Taken with the waiters' bit set: there may be others, and one wake too many harms nobody.
+            let before = self
+                .word
+                .fetch_update(Ordering::Acquire, Ordering::Relaxed, |word| {
+                    Some(if word & HOLDER == FREE {
+                        side | WAITERS
+                    } else {
+                        word | WAITERS
+                    })
+                });
+            let (Ok(word) | Err(word)) = before;
+            if word & HOLDER == FREE {
+                return true;
+            }
+            let left = match deadline {
+                None => None,
+                Some(deadline) => match deadline.checked_duration_since(Instant::now()) {
+                    None => return false,
+                    left => left,
+                },
+            };
+            wait(&self.word, word | WAITERS, left);
+        }
+    }
+}
+
+fn wait(word: &AtomicU32, value: u32, timeout: Option<Duration>) {
+    let timeout = timeout.and_then(|duration| duration.try_into().ok());
+    // Whatever ended the wait (a wake, a changed value, a signal, the time), the caller looks again.
+    let _ = futex::wait(word, Flags::PRIVATE, value, timeout.as_ref());
+}
+
+fn wake(word: &AtomicU32, count: u32) {
+    let _ = futex::wake(word, Flags::PRIVATE, count);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicU64;
+
+    fn lock() -> FutexLock {
+        FutexLock::new_zeroed()
+    }
+
+    #[test]
+    fn holders_exclude_each_other() {
+        let shared = Arc::new((lock(), AtomicU64::new(0)));
+        let threads: Vec<_> = (0..4)
+            .map(|thread| {
+                let shared = Arc::clone(&shared);
+                std::thread::spawn(move || {
+                    for _ in 0..20_000 {
+                        if thread == 0 {
+                            while !shared.0.acquire_as_agent(Duration::from_secs(5)) {}
+                        } else {
+                            shared.0.acquire();
+                        }
+                        // Not an atomic increment: only exclusion makes it right.
+                        let seen = shared.1.load(Ordering::Relaxed);
+                        shared.1.store(seen + 1, Ordering::Relaxed);
+                        shared.0.release();
+                    }
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread.join().expect("no thread panics");
+        }
+        assert_eq!(shared.1.load(Ordering::Relaxed), 80_000);
+        assert_eq!(shared.0.holder(), None);
+    }
+
+    #[test]
+    fn the_agent_gives_up_on_an_app_that_holds_too_long() {
+        let lock = lock();
+        lock.acquire();
+        assert!(!lock.acquire_as_agent(Duration::from_millis(20)));
+        assert_eq!(lock.holder(), Some(Side::App));
+        lock.release();
+        assert!(lock.acquire_as_agent(Duration::from_millis(20)));
+    }
+
+    #[test]
+    fn the_lock_of_a_dead_agent_is_inherited_and_waiters_wake() {
+        let lock = Arc::new(lock());
+        assert!(!lock.inherit());
+        assert!(lock.acquire_as_agent(Duration::ZERO));
+        let waiter = {
+            let lock = Arc::clone(&lock);
+            std::thread::spawn(move || lock.acquire())
+        };
+        while lock.word.load(Ordering::Relaxed) & WAITERS == 0 {
+            std::thread::yield_now();
+        }
+        assert!(lock.inherit());
+        assert_eq!(lock.holder(), Some(Side::App));
+        lock.release();
+        waiter.join().expect("the waiter gets the lock");
+    }
+}

@@ -1,0 +1,213 @@
+//! Making merged pages private again.
+//!
+//! While a page is merged and unbroken nobody can write to its frame, so it can be given back as what it was before it
+//! was merged: hold writers off, copy the bytes to a staged anonymous page, move that over. After that it merges again as any other page.
+//! A page that is already a private copy, or all of them where there is no userfaultfd, only gets a private copy
+//! inside our file mapping and stays known as `BROKEN`.
+
+use super::Tables;
+use super::journal::{Entry, Journal};
+use super::room::has_room_for;
+use super::states::{Flags, IN_FILE};
+use crate::sys::memory::OwnPages;
+use crate::sys::pagemap::{PageIs, Pagemap};
+use crate::sys::read::read_pages;
+use crate::sys::remap::{self, AppPages};
+use crate::sys::uffd::{Uffd, Userfaults, Wait};
+use ksm_engine::page::PageRun;
+
+/// Pages that writers wait for at one time.
+pub const STEP: u64 = 64;
+/// Pages between two questions whether there is memory left.
+const ROOM_STEP: u64 = 256;
+
+/// There is not enough memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no memory to unmerge from page {end:#x} on")]
+pub struct RestoreError {
+    /// The first page that is still merged.
+    pub end: u64,
+}
+
+/// Writers to these pages wait until it is dropped.
+#[derive(Debug)]
+pub struct WritersHeld<'a> {
+    uffd: &'a Uffd,
+    journal: &'a Journal,
+    pages: AppPages,
+}
+
+impl<'a> WritersHeld<'a> {
+    /// Holds them off. `None` if the kernel does not: the app's own userfaultfd is there, or the mapping is another one.
+    pub fn take(uffd: &'a Uffd, journal: &'a Journal, pages: AppPages) -> Option<Self> {
+        // Present pages are protected in their page table entries, where a scan sees both.
+        remap::populate_read(pages).ok()?;
+        journal.begin(Entry::Protecting { run: pages.run() });
+        if uffd.register(pages, Wait::Protected).is_err() {
+            journal.end();
+            return None;
+        }
+        let held = Self {
+            uffd,
+            journal,
+            pages,
+        };
+        uffd.protect(pages).is_ok().then_some(held)
+    }
+
+    /// The pages.
+    pub fn pages(&self) -> AppPages {
+        self.pages
+    }
+}
+
+impl Drop for WritersHeld<'_> {
+    fn drop(&mut self) {
+        // Pages that were replaced meanwhile are not registered any more, and not meant.
+        let _ = self.uffd.unregister(self.pages);
+        let _ = self.uffd.wake(self.pages);
+        self.journal.end();
+    }
+}
+
+/// Makes pages private.
+#[derive(Debug)]
+pub struct Restorer<'a> {
+    journal: &'a Journal,
+    gear: Option<(&'a Uffd, Pagemap)>,
+    /// Pages that there was room for when it was last asked.
+    room: u64,
+}
+
+impl<'a> Restorer<'a> {
+    /// With or without the means to make them plain anonymous memory again.
+    pub fn new(journal: &'a Journal, userfaults: Option<&'a Userfaults>) -> Self {
+        let gear = userfaults.and_then(|userfaults| {
+            let pagemap = Pagemap::open().ok()?;
+            Some((&userfaults.protecting, pagemap))
+        });
+        Self {
+            journal,
+            gear,
+            room: 0,
+        }
+    }
+
+    /// Makes the next few merged pages of `run` private; returns the page up to which none is merged.
+    ///
+    /// # Errors
+    /// When there is not enough memory.
+    pub fn step(&mut self, tables: &mut Tables, run: PageRun) -> Result<u64, RestoreError> {
+        let Some(merged) = first_merged(tables, run) else {
+            return Ok(run.end());
+        };
+        let merged = PageRun {
+            start: merged.start,
+            len: merged.len.min(STEP),
+        };
+        let no_memory = RestoreError { end: merged.start };
+        if self.room < merged.len {
+            if !has_room_for(ROOM_STEP) {
+                return Err(no_memory);
+            }
+            self.room = ROOM_STEP;
+        }
+        self.room -= merged.len;
+        let pages = AppPages::vouched_for(merged);
+        self.make_plain(tables, pages);
+        let mut rest = merged;
+        while let Some(still) = first_merged(tables, rest) {
+            match remap::populate_write(AppPages::vouched_for(still)) {
+                Ok(()) => mark_broken(tables, still),
+                Err(
+                    rustix::io::Errno::NOMEM | rustix::io::Errno::FAULT | rustix::io::Errno::AGAIN,
+                ) if is_mapped(still) => {
+                    return Err(no_memory);
+                }
+                // Nothing of ours is there any more, or nothing that may be written: nothing to make private.
+                Err(_) => mark_broken(tables, still),
+            }
+            rest = PageRun::between(still.end(), merged.end());
+        }
+        Ok(merged.end())
+    }
+
+    /// All of them at once.
+    ///
+    /// # Errors
+    /// When there is not enough memory.
+    pub fn restore_all(&mut self, tables: &mut Tables, run: PageRun) -> Result<(), RestoreError> {
+        let mut from = run.start;
+        while from < run.end() {
+            from = self.step(tables, PageRun::between(from, run.end()))?;
+        }
+        Ok(())
+    }
+
+    /// Puts plain anonymous memory with the same bytes in the place of merged pages, where that can be done.
+    fn make_plain(&self, tables: &mut Tables, pages: AppPages) {
+        let Some((uffd, pagemap)) = &self.gear else {
+            return;
+        };
+        let Some(held) = WritersHeld::take(uffd, self.journal, pages) else {
+            return;
+        };
+        let run = pages.run();
+        let Ok(found) = pagemap.scan(run, run.len) else {
+            return;
+        };
+        for (unbroken, is) in found.runs() {
+            if !is.contains(PageIs::FILE | PageIs::PRESENT) {
+                continue;
+            }
+            let part = held.pages().part(unbroken.start - run.start, unbroken.len);
+            if stage_and_move(part).is_some() {
+                for page in unbroken.start..unbroken.end() {
+                    tables.states.forget(page);
+                }
+            }
+        }
+    }
+}
+
+fn stage_and_move(pages: AppPages) -> Option<()> {
+    let run = pages.run();
+    let count = usize::try_from(run.len).ok()?;
+    let mut staged = OwnPages::map(count).ok()?;
+    if read_pages(&[run], staged.pages_mut()) != count {
+        return None;
+    }
+    remap::move_over(staged, pages).ok()
+}
+
+fn first_merged(tables: &Tables, run: PageRun) -> Option<PageRun> {
+    let merged = |page: u64| tables.states.get(page).flags.contains(Flags::MERGED);
+    let mut at = run.start;
+    while let Some(in_file) = tables.states.first_in_file(PageRun::between(at, run.end())) {
+        if let Some(start) = (in_file.start..in_file.end()).find(|page| merged(*page)) {
+            let end = (start..in_file.end()).find(|page| !merged(*page));
+            return Some(PageRun::between(start, end.unwrap_or(in_file.end())));
+        }
+        at = in_file.end();
+    }
+    None
+}
+
+fn mark_broken(tables: &mut Tables, run: PageRun) {
+    for page in run.start..run.end() {
+        tables.states.update(page, |state| {
+            if state.flags.intersects(IN_FILE) {
+                state.flags = Flags::BROKEN;
+                state.hash = 0;
+            }
+        });
+    }
+}
+
+fn is_mapped(run: PageRun) -> bool {
+    let maps = crate::sys::maps::Maps::open();
+    maps.is_ok_and(|maps| {
+        maps.at(run.start)
+            .is_ok_and(|mapping| mapping.run.covers(run))
+    })
+}

@@ -1,0 +1,16 @@
+//! Everything that the compiler cannot check: raw memory and the system calls that act on it.
+//!
+//! Each file wraps one kernel interface. What happens to the app's memory takes [`remap::AppPages`], which only the
+//! region table hands out; what happens to our own takes the mapping itself.
+#![allow(
+    unsafe_code,
+    reason = "this is where the unsafe code of the crate lives"
+)]
+
+pub mod guarded;
+pub mod maps;
+pub mod memory;
+pub mod pagemap;
+pub mod read;
+pub mod remap;
+pub mod uffd;

@@ -1,0 +1,127 @@
+//! The list of mappings of this process: how many there are, and what one of them is.
+//!
+//! Read through a fixed buffer, since the agent has no heap.
+
+use super::memory::{address_of, page_of};
+use ksm_engine::page::PageRun;
+use linux_raw_sys::general as raw;
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::Result;
+use rustix::ioctl::{self, Opcode, Updater, opcode};
+use rustix::mm::ProtFlags;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+
+const QUERY: Opcode = opcode::read_write::<raw::procmap_query>(b'f', 17);
+
+/// One mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// Where it is.
+    pub run: PageRun,
+    /// What the app may do with it.
+    pub protection: ProtFlags,
+    /// Inode of the mapped file, 0 for anonymous memory.
+    pub inode: u64,
+    /// The page of the file at its start.
+    pub file_page: u64,
+}
+
+/// The list of mappings of one address space.
+#[derive(Debug)]
+pub struct Maps(OwnedFd);
+
+impl Maps {
+    /// That of the caller.
+    ///
+    /// # Errors
+    /// Of `open`.
+    pub fn open() -> Result<Self> {
+        open(
+            c"/proc/self/maps",
+            OFlags::RDONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map(Self)
+    }
+
+    /// How many mappings there are. Takes about half a microsecond for each.
+    ///
+    /// # Errors
+    /// Of `read`.
+    pub fn count(&self) -> Result<usize> {
+        let mut buffer = [0; 8192];
+        rustix::fs::seek(&self.0, rustix::fs::SeekFrom::Start(0))?;
+        let mut lines = 0;
+        loop {
+            let got = rustix::io::read(&self.0, &mut buffer[..])?;
+            if got == 0 {
+                return Ok(lines);
+            }
+            lines += buffer
+                .iter()
+                .take(got)
+                .filter(|byte| **byte == b'\n')
+                .count();
+        }
+    }
+
+    /// The mapping that has the page (Linux 6.11).
+    ///
+    /// # Errors
+    /// `ENOENT` if there is none, `ENOTTY` on an older kernel.
+    pub fn at(&self, page: u64) -> Result<Mapping> {
+        // SAFETY: the kernel's argument is plain numbers.
+        let mut query: raw::procmap_query = unsafe { MaybeUninit::zeroed().assume_init() };
+        query.size = size_of::<raw::procmap_query>() as u64;
+        query.query_addr = address_of(page) as u64;
+        // SAFETY: the opcode belongs to the argument's type.
+        let call = unsafe { Updater::<QUERY, _>::new(&mut query) };
+        // SAFETY: the argument names no buffers, so the kernel writes nothing but it.
+        unsafe { ioctl::ioctl(&self.0, call) }?;
+        let number = |address: u64| page_of(usize::try_from(address).unwrap_or(usize::MAX));
+        let has = |flag: raw::procmap_query_flags| query.vma_flags & flag as u64 != 0;
+        let mut protection = ProtFlags::empty();
+        protection.set(
+            ProtFlags::READ,
+            has(raw::procmap_query_flags::PROCMAP_QUERY_VMA_READABLE),
+        );
+        protection.set(
+            ProtFlags::WRITE,
+            has(raw::procmap_query_flags::PROCMAP_QUERY_VMA_WRITABLE),
+        );
+        protection.set(
+            ProtFlags::EXEC,
+            has(raw::procmap_query_flags::PROCMAP_QUERY_VMA_EXECUTABLE),
+        );
+        Ok(Mapping {
+            run: PageRun::between(number(query.vma_start), number(query.vma_end)),
+            protection,
+            inode: query.inode,
+            file_page: number(query.vma_offset),
+        })
+    }
+}
+
+/// The most mappings a process may have, as it is set now.
+///
+/// # Errors
+/// When `/proc` does not say.
+pub fn limit() -> Result<usize> {
+    let file = open(
+        c"/proc/sys/vm/max_map_count",
+        OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    let mut buffer = [0; 32];
+    let got = rustix::io::read(&file, &mut buffer[..])?;
+    let digits = buffer
+        .iter()
+        .take(got)
+        .take_while(|byte| byte.is_ascii_digit());
+    Ok(digits.fold(0_usize, |number, digit| {
+        number
+            .saturating_mul(10)
+            .saturating_add(usize::from(digit - b'0'))
+    }))
+}

@@ -1,0 +1,153 @@
+//! `PAGEMAP_SCAN`: what the page tables say about a range, without touching its pages (Linux 6.7).
+
+use super::memory::address_of;
+use bitflags::bitflags;
+use ksm_engine::page::{PAGE_SIZE, PageRun};
+use linux_raw_sys::general as raw;
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::Result;
+use rustix::ioctl::{self, Opcode, Updater, opcode};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+
+const SCAN: Opcode = opcode::read_write::<raw::pm_scan_arg>(b'f', 16);
+/// Runs that one scan returns at most.
+pub const SCAN_RUNS: usize = 128;
+
+bitflags! {
+    /// What is known of a page.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct PageIs: u64 {
+        /// In memory.
+        const PRESENT = raw::PAGE_IS_PRESENT as u64;
+        /// In swap, or just being migrated.
+        const SWAPPED = raw::PAGE_IS_SWAPPED as u64;
+        /// Page cache or shared memory, not a private page.
+        const FILE = raw::PAGE_IS_FILE as u64;
+        /// The kernel's zero page.
+        const ZERO = raw::PAGE_IS_PFNZERO as u64;
+    }
+}
+
+/// Consecutive pages of one kind, as the kernel writes them.
+#[derive(Clone, Copy, Debug, zerocopy::FromZeros)]
+#[repr(C)]
+struct Region {
+    start: u64,
+    end: u64,
+    categories: u64,
+}
+
+/// What a scan found, in ascending order.
+#[derive(Debug)]
+pub struct Found {
+    regions: [Region; SCAN_RUNS],
+    count: usize,
+    end: u64,
+}
+
+impl Found {
+    /// The pages that are present or swapped.
+    pub fn runs(&self) -> impl Iterator<Item = (PageRun, PageIs)> + '_ {
+        let page = |address: u64| address / PAGE_SIZE as u64;
+        self.regions.iter().take(self.count).map(move |region| {
+            (
+                PageRun::between(page(region.start), page(region.end)),
+                PageIs::from_bits_truncate(region.categories),
+            )
+        })
+    }
+
+    /// One past the last page that was looked at.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// What is known of one page; empty if it is neither present nor swapped.
+    #[must_use]
+    pub fn of(&self, page: u64) -> PageIs {
+        self.runs()
+            .find(|(run, _)| run.contains(page))
+            .map_or(PageIs::empty(), |(_, is)| is)
+    }
+}
+
+/// The page tables of one address space.
+#[derive(Debug)]
+pub struct Pagemap(OwnedFd);
+
+impl Pagemap {
+    /// Those of the caller.
+    ///
+    /// # Errors
+    /// Of `open`; a process that is not dumpable may not read its own.
+    pub fn open() -> Result<Self> {
+        open(
+            c"/proc/self/pagemap",
+            OFlags::RDONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map(Self)
+    }
+
+    /// Finds pages of `run` that are present or swapped, until there are `most` of them.
+    ///
+    /// # Errors
+    /// Of the ioctl.
+    pub fn scan(&self, run: PageRun, most: u64) -> Result<Found> {
+        let mut found = Found {
+            regions: [Region {
+                start: 0,
+                end: 0,
+                categories: 0,
+            }; SCAN_RUNS],
+            count: 0,
+            end: run.start,
+        };
+        // SAFETY: the kernel's argument is plain numbers.
+        let mut argument: raw::pm_scan_arg = unsafe { MaybeUninit::zeroed().assume_init() };
+        argument.size = size_of::<raw::pm_scan_arg>() as u64;
+        argument.start = address_of(run.start) as u64;
+        argument.end = address_of(run.end()) as u64;
+        argument.vec = found.regions.as_mut_ptr().expose_provenance() as u64;
+        argument.vec_len = SCAN_RUNS as u64;
+        argument.max_pages = most;
+        argument.category_anyof_mask = (PageIs::PRESENT | PageIs::SWAPPED).bits();
+        argument.return_mask = PageIs::all().bits();
+        // SAFETY: the opcode belongs to the argument's type.
+        let call = unsafe { CountingUpdater::new(&mut argument) };
+        // SAFETY: vec points to SCAN_RUNS regions that are ours to be written.
+        found.count = unsafe { ioctl::ioctl(&self.0, call) }?;
+        found.end = argument.walk_end / PAGE_SIZE as u64;
+        Ok(found)
+    }
+}
+
+/// An ioctl that updates its argument and returns a count, which `Updater` would throw away.
+struct CountingUpdater<'a>(Updater<'a, SCAN, raw::pm_scan_arg>);
+
+impl<'a> CountingUpdater<'a> {
+    unsafe fn new(argument: &'a mut raw::pm_scan_arg) -> Self {
+        // SAFETY: SCAN is the opcode of this argument.
+        Self(unsafe { Updater::new(argument) })
+    }
+}
+
+// SAFETY: passes on the Updater's pointer, and reads the kernel's return value as a count.
+unsafe impl ioctl::Ioctl for CountingUpdater<'_> {
+    type Output = usize;
+    const IS_MUTATING: bool = true;
+
+    fn opcode(&self) -> Opcode {
+        SCAN
+    }
+
+    fn as_ptr(&mut self) -> *mut std::ffi::c_void {
+        self.0.as_ptr()
+    }
+
+    unsafe fn output_from_ptr(out: ioctl::IoctlOutput, _: *mut std::ffi::c_void) -> Result<usize> {
+        Ok(usize::try_from(out).unwrap_or(0).min(SCAN_RUNS))
+    }
+}

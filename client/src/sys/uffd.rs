@@ -1,0 +1,286 @@
+//! userfaultfd: taking pages away from the app and giving them back (Linux 6.8 for `MOVE`).
+//!
+//! Two descriptors are kept, because a descriptor is either asynchronous or synchronous in its write protection: one
+//! moves pages, the other one holds writers off pages that cannot be moved. Both are of the full mode, so that system
+//! calls wait too. **When the last copy of a descriptor is closed, whoever waits for a held page goes on and finds a
+//! hole**: the app must keep a copy beside the agent's.
+
+use super::memory::{address_of, length_of};
+use super::remap::AppPages;
+use ksm_engine::page::{PAGE_SIZE, PageRun};
+use linux_raw_sys::general as raw;
+use rustix::io::{Errno, Result};
+use rustix::ioctl::{self, Opcode, Setter, Updater, opcode};
+use rustix::mm::{UserfaultfdFlags, userfaultfd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+const TYPE: u8 = 0xAA;
+const API: Opcode = opcode::read_write::<raw::uffdio_api>(TYPE, 0x3F);
+const REGISTER: Opcode = opcode::read_write::<raw::uffdio_register>(TYPE, 0);
+const UNREGISTER: Opcode = opcode::read::<raw::uffdio_range>(TYPE, 1);
+const WAKE: Opcode = opcode::read::<raw::uffdio_range>(TYPE, 2);
+const COPY: Opcode = opcode::read_write::<raw::uffdio_copy>(TYPE, 3);
+const ZEROPAGE: Opcode = opcode::read_write::<raw::uffdio_zeropage>(TYPE, 4);
+const MOVE: Opcode = opcode::read_write::<raw::uffdio_move>(TYPE, 5);
+const WRITEPROTECT: Opcode = opcode::read_write::<raw::uffdio_writeprotect>(TYPE, 6);
+const NEW: Opcode = opcode::none(TYPE, 0);
+/// `UFFDIO_*_MODE_DONTWAKE` of all calls but write protection.
+const DONTWAKE: u64 = 1;
+/// `UFFDIO_WRITEPROTECT_MODE_WP`.
+const PROTECT: u64 = 1;
+
+/// What to wait for in a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// Accesses to absent pages.
+    Missing,
+    /// Writes to protected pages.
+    Protected,
+}
+
+/// How far a call came that goes page by page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Pages done.
+    pub pages: u64,
+    /// Why it stopped; `None` if it is through.
+    pub stopped: Option<Errno>,
+}
+
+/// One userfaultfd of this address space.
+#[derive(Debug)]
+pub struct Uffd(OwnedFd);
+
+impl Uffd {
+    /// Makes one, through an open `/dev/userfaultfd` if there is one, else by the system call (which needs a privilege
+    /// unless `vm.unprivileged_userfaultfd` is set).
+    ///
+    /// # Errors
+    /// `EPERM` without privilege and device; `EINVAL` if the kernel lacks a feature.
+    fn new(device: Option<BorrowedFd<'_>>, features: u32) -> Result<Self> {
+        let flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK;
+        let fd = match device {
+            // SAFETY: the call makes a descriptor and touches no memory.
+            None => unsafe { userfaultfd(flags) }?,
+            Some(device) => new_from(device, flags)?,
+        };
+        let mut api = raw::uffdio_api {
+            api: raw::UFFD_API.into(),
+            features: features.into(),
+            ioctls: 0,
+        };
+        update::<API, _>(&fd, &mut api)?;
+        Ok(Self(fd))
+    }
+
+    /// Makes accesses to the pages of `run` wait as told. The run must be one of our own mappings or registered pages.
+    ///
+    /// # Errors
+    /// `EBUSY` if another userfaultfd has them, `EINVAL` if the mapping cannot, `ENOMEM` if it cannot be split.
+    fn register_run(&self, run: PageRun, wait: Wait) -> Result<()> {
+        let mode = match wait {
+            Wait::Missing => raw::UFFDIO_REGISTER_MODE_MISSING,
+            Wait::Protected => raw::UFFDIO_REGISTER_MODE_WP,
+        };
+        let mut argument = raw::uffdio_register {
+            range: range(run),
+            mode: mode.into(),
+            ioctls: 0,
+        };
+        update::<REGISTER, _>(&self.0, &mut argument)
+    }
+
+    /// The same for the app's pages.
+    ///
+    /// # Errors
+    /// See above.
+    pub fn register(&self, pages: AppPages, wait: Wait) -> Result<()> {
+        self.register_run(pages.run(), wait)
+    }
+
+    /// Prepares a mapping of ours to receive moved pages.
+    ///
+    /// # Errors
+    /// See above.
+    pub fn register_quarantine(&self, run: PageRun) -> Result<()> {
+        self.register_run(run, Wait::Missing)
+    }
+
+    /// Ends the waiting, wakes those who wait, lifts write protection.
+    ///
+    /// # Errors
+    /// `EINVAL` if the pages are not (all) mapped any more.
+    pub fn unregister(&self, pages: AppPages) -> Result<()> {
+        set::<UNREGISTER, _>(&self.0, range(pages.run()))
+    }
+
+    /// Lets those who wait look again.
+    ///
+    /// # Errors
+    /// None that is known.
+    pub fn wake(&self, pages: AppPages) -> Result<()> {
+        set::<WAKE, _>(&self.0, range(pages.run()))
+    }
+
+    /// Moves the app's pages to `to` in the quarantine. Each page moves in one step; the kernel refuses pages that
+    /// are pinned or shared by a fork.
+    pub fn take(&self, pages: AppPages, to: u64) -> Progress {
+        self.relocate(pages.run(), to)
+    }
+
+    /// Moves pages from `from` in the quarantine back to the app, and wakes who waits for them.
+    pub fn give_back(&self, from: u64, pages: AppPages) -> Progress {
+        let run = pages.run();
+        let source = PageRun {
+            start: from,
+            len: run.len,
+        };
+        self.relocate(source, run.start)
+    }
+
+    fn relocate(&self, from: PageRun, to: u64) -> Progress {
+        let mut argument = raw::uffdio_move {
+            dst: address_of(to) as u64,
+            src: address_of(from.start) as u64,
+            len: length_of(from.len) as u64,
+            mode: 0,
+            move_: 0,
+        };
+        let result = update::<MOVE, _>(&self.0, &mut argument);
+        progress(result, argument.move_)
+    }
+
+    /// Copies one page from the quarantine into an absent page of the app, and wakes who waits for it. For when
+    /// it cannot be moved back because the app changed the protection of its mapping meanwhile.
+    ///
+    /// # Errors
+    /// `EEXIST` if something is there already, `ENOENT` if the pages are not registered any more.
+    pub fn copy_back(&self, from: u64, page: AppPages) -> Result<()> {
+        let mut argument = raw::uffdio_copy {
+            dst: address_of(page.run().start) as u64,
+            src: address_of(from) as u64,
+            len: PAGE_SIZE as u64,
+            mode: 0,
+            copy: 0,
+        };
+        update::<COPY, _>(&self.0, &mut argument)
+    }
+
+    /// Puts the zero page under absent pages, without waking.
+    pub fn zero(&self, pages: AppPages) -> Progress {
+        let mut argument = raw::uffdio_zeropage {
+            range: range(pages.run()),
+            mode: DONTWAKE,
+            zeropage: 0,
+        };
+        let result = update::<ZEROPAGE, _>(&self.0, &mut argument);
+        progress(result, argument.zeropage)
+    }
+
+    /// Makes writes to the pages wait until they are woken or mapped anew.
+    ///
+    /// # Errors
+    /// `ENOENT` if the pages are not registered.
+    pub fn protect(&self, pages: AppPages) -> Result<()> {
+        let mut argument = raw::uffdio_writeprotect {
+            range: range(pages.run()),
+            mode: PROTECT,
+        };
+        update::<WRITEPROTECT, _>(&self.0, &mut argument)
+    }
+}
+
+/// The two descriptors that merging needs.
+#[derive(Debug)]
+pub struct Userfaults {
+    /// Moves pages.
+    pub moving: Uffd,
+    /// Write-protects pages, synchronously.
+    pub protecting: Uffd,
+}
+
+impl Userfaults {
+    /// Makes both, for the address space of the caller.
+    ///
+    /// # Errors
+    /// `EPERM` without privilege and device; `EINVAL` if the kernel lacks a feature.
+    pub fn new(device: Option<BorrowedFd<'_>>) -> Result<Self> {
+        let moving = raw::UFFD_FEATURE_MOVE | raw::UFFD_FEATURE_WP_ASYNC;
+        let protecting = raw::UFFD_FEATURE_PAGEFAULT_FLAG_WP | raw::UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
+        let unpopulated = raw::UFFD_FEATURE_WP_UNPOPULATED;
+        Ok(Self {
+            moving: Uffd::new(device, moving | unpopulated)?,
+            protecting: Uffd::new(device, protecting | unpopulated)?,
+        })
+    }
+
+    /// A second pair of descriptors for the same thing.
+    ///
+    /// # Errors
+    /// When there are too many descriptors.
+    pub fn try_clone(&self) -> Result<Self> {
+        let copy = |uffd: &Uffd| rustix::io::fcntl_dupfd_cloexec(&uffd.0, 3).map(Uffd);
+        Ok(Self {
+            moving: copy(&self.moving)?,
+            protecting: copy(&self.protecting)?,
+        })
+    }
+
+    /// The descriptors, to be seen that nobody closes them.
+    #[must_use]
+    pub fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
+        [self.moving.0.as_fd(), self.protecting.0.as_fd()]
+    }
+}
+
+fn new_from(device: BorrowedFd<'_>, flags: UserfaultfdFlags) -> Result<OwnedFd> {
+    /// `USERFAULTFD_IOC_NEW` returns the descriptor.
+    struct New(usize);
+    // SAFETY: the argument is a number; the kernel touches no memory.
+    unsafe impl ioctl::Ioctl for New {
+        type Output = RawFd;
+        const IS_MUTATING: bool = false;
+        fn opcode(&self) -> Opcode {
+            NEW
+        }
+        fn as_ptr(&mut self) -> *mut std::ffi::c_void {
+            std::ptr::without_provenance_mut(self.0)
+        }
+        unsafe fn output_from_ptr(out: i32, _: *mut std::ffi::c_void) -> Result<RawFd> {
+            Ok(out)
+        }
+    }
+    // SAFETY: the call makes a descriptor and touches no memory.
+    let fd = unsafe { ioctl::ioctl(device, New(flags.bits() as usize)) }?;
+    // SAFETY: the kernel has just given us this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn range(run: PageRun) -> raw::uffdio_range {
+    raw::uffdio_range {
+        start: address_of(run.start) as u64,
+        len: length_of(run.len) as u64,
+    }
+}
+
+/// The kernel writes the bytes done, or the error as a negative number; only a part done is `EAGAIN`.
+fn progress(result: Result<()>, done: i64) -> Progress {
+    Progress {
+        pages: u64::try_from(done).unwrap_or(0) / PAGE_SIZE as u64,
+        stopped: result.err(),
+    }
+}
+
+fn update<const CODE: Opcode, T>(fd: &OwnedFd, argument: &mut T) -> Result<()> {
+    // SAFETY: every opcode of this file is built from the type of its argument.
+    let call = unsafe { Updater::<CODE, T>::new(argument) };
+    // SAFETY: the kernel reads and writes the argument; what it does to memory is what the caller's function is for.
+    unsafe { ioctl::ioctl(fd, call) }
+}
+
+fn set<const CODE: Opcode, T>(fd: &OwnedFd, argument: T) -> Result<()> {
+    // SAFETY: every opcode of this file is built from the type of its argument.
+    let call = unsafe { Setter::<CODE, T>::new(argument) };
+    // SAFETY: the kernel reads the argument; waking and unregistering change no byte.
+    unsafe { ioctl::ioctl(fd, call) }
+}
