@@ -1,1 +1,18 @@
-//! placeholder
+//! A FUSE mirror of `/sys/kernel/mm/ksm`, backed by a user-space merging engine.
+//!
+//! [`mount`] starts a daemon: [`tree`] is the directory, [`fuse`] its FUSE side, [`daemon`] the thread that owns the
+//! engine and talks to agents, [`mailbox`] what lies between the two. [`status`] reads such a directory, or the
+//! kernel's own.
+#![deny(unsafe_code)]
+
+pub mod cli;
+pub mod daemon;
+pub mod fuse;
+pub mod mailbox;
+pub mod mountpoint;
+pub mod running;
+pub mod status;
+pub mod tree;
+pub mod uffd;
+
+pub use running::{End, Options, Running, StartError, mount};

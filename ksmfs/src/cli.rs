@@ -1,0 +1,114 @@
+//! The command line.
+
+use crate::running::{DEFAULT_PEERS_PER_USER, Options};
+use clap::{Args, Parser, Subcommand};
+use ksm_engine::knobs::KsmFile;
+use std::path::PathBuf;
+
+/// Kernel Samepage Merging in user space, behind the files of /sys/kernel/mm/ksm.
+#[derive(Debug, Parser)]
+#[command(name = "ksmfs", version, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Mount the directory and serve it, in the foreground, until SIGTERM or SIGINT
+    Mount(MountArgs),
+    /// Show what was merged and saved
+    Status(StatusArgs),
+}
+
+/// Arguments of `mount`.
+#[derive(Debug, Args)]
+pub struct MountArgs {
+    /// An existing directory to mount at
+    pub directory: PathBuf,
+    /// Where processes join [default: $KSMFS_SOCKET, /run/ksmfs.sock for root, else $XDG_RUNTIME_DIR/ksmfs.sock]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// What to write to `run` at the start: 1 scans and merges at once
+    #[arg(long, value_name = "0|1", value_parser = clap::value_parser!(u8).range(0..=1))]
+    pub run: Option<u8>,
+    /// A value to set at the start, for instance pages_to_scan=1000; may be repeated
+    #[arg(long = "set", value_name = "FILE=VALUE", value_parser = parse_setting)]
+    pub settings: Vec<(KsmFile, String)>,
+    /// Most processes of one user that may join
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_PEERS_PER_USER)]
+    pub max_peers: usize,
+}
+
+/// Arguments of `status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// The directory [default: a mounted ksmfs, else /sys/kernel/mm/ksm]
+    pub directory: Option<PathBuf>,
+    /// Print all values as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl MountArgs {
+    /// The daemon that is asked for, listening at `socket`.
+    #[must_use]
+    pub fn options(&self, socket: PathBuf) -> Options {
+        let run = self.run.map(|run| (KsmFile::Run, run.to_string()));
+        Options {
+            directory: self.directory.clone(),
+            socket,
+            // Scanning starts with the other values in force.
+            knobs: self.settings.iter().cloned().chain(run).collect(),
+            peers_per_user: self.max_peers,
+        }
+    }
+}
+
+fn parse_setting(text: &str) -> Result<(KsmFile, String), String> {
+    let (name, value) = text.split_once('=').ok_or("write it as FILE=VALUE")?;
+    let file = KsmFile::from_name(name).filter(|file| file.is_writable());
+    let file = file.ok_or_else(|| format!("there is no file {name} to set"))?;
+    Ok((file, value.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Cli, Command, parse_setting};
+    use clap::{CommandFactory, Parser};
+    use ksm_engine::knobs::KsmFile;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn run_is_set_last() {
+        let line = [
+            "ksmfs",
+            "mount",
+            "/m",
+            "--run",
+            "1",
+            "--set",
+            "pages_to_scan=7",
+        ];
+        let Command::Mount(args) = Cli::parse_from(line).command else {
+            panic!("not a mount");
+        };
+        let knobs = args.options("/s".into()).knobs;
+        let wanted = [(KsmFile::PagesToScan, "7"), (KsmFile::Run, "1")];
+        assert_eq!(knobs, wanted.map(|(file, value)| (file, value.to_owned())));
+    }
+
+    #[test]
+    fn only_writable_files_can_be_set() {
+        assert!(parse_setting("pages_shared=1").is_err());
+        assert!(parse_setting("max_kernel_pages=1").is_err());
+        assert!(parse_setting("run").is_err());
+        assert!(Cli::try_parse_from(["ksmfs", "mount", "/m", "--run", "2"]).is_err());
+    }
+}

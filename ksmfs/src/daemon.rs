@@ -1,0 +1,353 @@
+//! The thread that owns the engine: all peers, all timers, all values.
+//!
+//! It waits in one place (`epoll`) for connections, messages and requests, never blocks anywhere else, and needs no
+//! lock. Whoever writes a knob after a region was registered finds it registered: requests are taken first, then the
+//! peers are heard until they are quiet, then the requests are served.
+
+mod donation;
+mod identity;
+mod listener;
+mod outbox;
+mod peers;
+mod regions;
+mod talk;
+
+use crate::mailbox::{Inbox, Request, WriteReply};
+use ksm_engine::arena::MemfdStore;
+use ksm_engine::engine::{Engine, Ticket, Written};
+use ksm_engine::knobs::{KsmFile, WriteError};
+use ksm_engine::wire::{MAX_MESSAGE, MessageBuffer};
+use outbox::Outbox;
+use peers::{Peer, Peers, Role};
+use rustix::event::{Timespec, epoll};
+use rustix::io::Errno;
+use rustix::net::RecvFlags;
+use rustix::time::ClockId;
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+use talk::Parting;
+
+pub use listener::{Listener, SocketError};
+
+const LISTENER: u64 = 0;
+const INBOX: u64 = 1;
+const FIRST_PEER: u64 = 2;
+
+/// Messages of one peer that are heard before it is the next peer's turn.
+const MESSAGES_PER_TURN: usize = 16;
+/// Rounds of hearing all peers before a request is served, even if they never fall quiet.
+const ROUNDS_BEFORE_REQUEST: usize = 64;
+/// Connections taken in one turn.
+const ACCEPTS_PER_TURN: usize = 64;
+/// Events fetched in one call.
+const EVENTS: usize = 128;
+/// How long no connection is taken after the system had no descriptor for one.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// The longest wait, for the sake of the timer's range only.
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+
+/// The daemon's state. Made in one thread, run in another.
+pub struct Daemon {
+    engine: Engine<MemfdStore>,
+    started: Instant,
+    epoll: OwnedFd,
+    listener: Listener,
+    inbox: Inbox,
+    peers: Peers,
+    /// `/dev/userfaultfd`, to pass on.
+    uffd: Option<OwnedFd>,
+    most_per_user: usize,
+    /// Writers that wait for the end of an unmerge.
+    writers: HashMap<Ticket, WriteReply>,
+    /// While set, no connections are taken.
+    accept_again: Option<Duration>,
+}
+
+impl std::fmt::Debug for Daemon {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Daemon")
+            .field("listener", &self.listener)
+            .field("peers", &self.peers)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Daemon {
+    /// A daemon with the kernel's default values, which may have at most `most_per_user` peers of each user.
+    ///
+    /// # Errors
+    /// When the system has no epoll descriptor or no random bytes for it.
+    pub fn new(
+        listener: Listener,
+        inbox: Inbox,
+        uffd: Option<OwnedFd>,
+        most_per_user: usize,
+    ) -> Result<Self, Errno> {
+        let mut secret = [0; 32];
+        let got = rustix::rand::getrandom(&mut secret, rustix::rand::GetRandomFlags::empty())?;
+        if got != secret.len() {
+            return Err(Errno::IO);
+        }
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let token = epoll::EventData::new_u64;
+        epoll::add(&epoll, &listener, token(LISTENER), epoll::EventFlags::IN)?;
+        epoll::add(&epoll, inbox.wake(), token(INBOX), epoll::EventFlags::IN)?;
+        Ok(Self {
+            engine: Engine::new(MemfdStore::new(), secret),
+            started: Instant::now(),
+            epoll,
+            listener,
+            inbox,
+            peers: Peers::new(FIRST_PEER),
+            uffd,
+            most_per_user,
+            writers: HashMap::new(),
+            accept_again: None,
+        })
+    }
+
+    /// Sets a value before anybody can see the old one.
+    ///
+    /// # Errors
+    /// As the file would answer.
+    pub fn preset(&mut self, file: KsmFile, value: &str) -> Result<(), WriteError> {
+        self.engine.write(file, value.as_bytes()).map(|_| ())
+    }
+
+    /// Runs until [`Request::Stop`].
+    pub fn run(mut self) {
+        let mut buffer = Box::new(MessageBuffer([0; MAX_MESSAGE]));
+        loop {
+            let ready = self.wait(self.patience());
+            let posted = ready.contains(&INBOX);
+            let requests = if posted {
+                self.inbox.take()
+            } else {
+                Vec::new()
+            };
+            self.hear_all(&ready, &mut buffer);
+            if posted {
+                self.hear_until_quiet(&mut buffer);
+            }
+            for request in requests {
+                match request {
+                    Request::Read { file, reply } => reply(&self.engine.read(file)),
+                    Request::Write { file, value, reply } => self.write(file, &value, reply),
+                    Request::Stop => return self.stop(),
+                }
+            }
+            if let Ok(cpu) = rustix::time::clock_gettime(ClockId::ProcessCPUTime).try_into() {
+                self.engine.set_cpu_time(cpu);
+            }
+            self.engine.advance(self.started.elapsed());
+            self.send_orders(&mut buffer);
+            self.answer_writers();
+        }
+    }
+
+    fn write(&mut self, file: KsmFile, value: &[u8], reply: WriteReply) {
+        match self.engine.write(file, value) {
+            Ok(Written::Done) => reply(Ok(())),
+            Ok(Written::Pending(ticket)) => {
+                self.writers.insert(ticket, reply);
+            }
+            Err(error) => reply(Err(error.errno())),
+        }
+    }
+
+    fn answer_writers(&mut self) {
+        while let Some((ticket, outcome)) = self.engine.take_finished() {
+            if let Some(reply) = self.writers.remove(&ticket) {
+                reply(outcome.map_err(WriteError::errno));
+            }
+        }
+    }
+
+    fn stop(mut self) {
+        for (_, reply) in self.writers.drain() {
+            reply(Err(Errno::INTR));
+        }
+        log::debug!("the engine's thread ends");
+    }
+
+    /// How long nothing has to be done unless something arrives.
+    fn patience(&self) -> Duration {
+        let due = [self.engine.wake_at(), self.accept_again];
+        let next = due.into_iter().flatten().min();
+        next.map_or(LONGEST_WAIT, |at| at.saturating_sub(self.started.elapsed()))
+            .min(LONGEST_WAIT)
+    }
+
+    /// Waits for something to happen; the tokens of where it did.
+    fn wait(&self, patience: Duration) -> Vec<u64> {
+        let timeout = Timespec::try_from(patience).expect("an hour fits");
+        let mut events = Vec::with_capacity(EVENTS);
+        let spare = rustix::buffer::spare_capacity(&mut events);
+        match epoll::wait(&self.epoll, spare, Some(&timeout)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => log::error!("epoll_wait: {errno}"),
+        }
+        events.iter().map(|event| event.data.u64()).collect()
+    }
+
+    fn hear_until_quiet(&mut self, buffer: &mut MessageBuffer) {
+        for _ in 0..ROUNDS_BEFORE_REQUEST {
+            let mut ready = self.wait(Duration::ZERO);
+            ready.retain(|token| *token != INBOX);
+            if ready.is_empty() {
+                break;
+            }
+            self.hear_all(&ready, buffer);
+        }
+    }
+
+    fn hear_all(&mut self, ready: &[u64], buffer: &mut MessageBuffer) {
+        if self
+            .accept_again
+            .is_some_and(|at| at <= self.started.elapsed())
+        {
+            self.resume_accepting();
+        }
+        for token in ready {
+            match *token {
+                LISTENER => self.accept(),
+                INBOX => {}
+                token => self.with_peer(token, |daemon, peer| {
+                    peer.outbox.flush(peer.socket.as_fd())?;
+                    daemon.hear_peer(peer, buffer)
+                }),
+            }
+        }
+    }
+
+    fn hear_peer(&mut self, peer: &mut Peer, buffer: &mut MessageBuffer) -> Result<(), Parting> {
+        for _ in 0..MESSAGES_PER_TURN {
+            let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC;
+            match rustix::net::recv(&peer.socket, &mut buffer.0[..], flags) {
+                Ok((_, 0)) => return Err(Parting::HungUp),
+                Ok((_, len)) if len > MAX_MESSAGE => return Err(Parting::TooLong(len)),
+                Ok((len, _)) => self.hear(peer, buffer, len)?,
+                Err(Errno::AGAIN) => break,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(Parting::Receive(errno)),
+            }
+        }
+        Ok(())
+    }
+
+    fn send_orders(&mut self, buffer: &mut MessageBuffer) {
+        while let Some((mm, id, order)) = self.engine.take_order() {
+            if let Some(token) = self.peers.agent_of(mm) {
+                self.with_peer(token, |daemon, peer| {
+                    daemon.give_order(peer, id, &order, buffer)
+                });
+            }
+        }
+    }
+
+    /// Lets `act` work with a peer, and ends the connection if it says so.
+    fn with_peer(
+        &mut self,
+        token: u64,
+        act: impl FnOnce(&mut Self, &mut Peer) -> Result<(), Parting>,
+    ) {
+        let Some(mut peer) = self.peers.take(token) else {
+            return;
+        };
+        let outcome = act(self, &mut peer).and_then(|()| self.watch_for_room(token, &mut peer));
+        match outcome {
+            Ok(()) => self.peers.put_back(token, peer),
+            Err(parting) => self.part(&peer, &parting),
+        }
+    }
+
+    fn part(&mut self, peer: &Peer, parting: &Parting) {
+        let who = &peer.credentials;
+        let level = if parting.is_ordinary() {
+            log::Level::Debug
+        } else {
+            log::Level::Warn
+        };
+        log::log!(
+            level,
+            "pid {} of uid {}: {parting}: connection closed",
+            who.pid,
+            who.uid
+        );
+        self.peers.forget(peer);
+        if let Role::Agent(agent) = &peer.role {
+            self.engine.remove_mm(agent.mm);
+        }
+    }
+
+    /// Asks the event loop for room in the socket if, and only if, messages wait for it.
+    fn watch_for_room(&self, token: u64, peer: &mut Peer) -> Result<(), Parting> {
+        let waits = !peer.outbox.is_empty();
+        if waits != peer.waits_for_room {
+            let mut events = epoll::EventFlags::IN;
+            events.set(epoll::EventFlags::OUT, waits);
+            let data = epoll::EventData::new_u64(token);
+            epoll::modify(&self.epoll, &peer.socket, data, events)
+                .map_err(outbox::SendError::from)?;
+            peer.waits_for_room = waits;
+        }
+        Ok(())
+    }
+
+    fn accept(&mut self) {
+        for _ in 0..ACCEPTS_PER_TURN {
+            let socket = match self.listener.accept() {
+                Ok(Some(socket)) => socket,
+                Ok(None) => return,
+                Err(errno) => {
+                    log::warn!("a process cannot join now: accept: {errno}");
+                    return self.pause_accepting();
+                }
+            };
+            if let Err(errno) = self.admit(socket) {
+                log::warn!("a process cannot join: {errno}");
+            }
+        }
+    }
+
+    fn admit(&mut self, socket: OwnedFd) -> Result<(), Errno> {
+        let credentials = identity::credentials(socket.as_fd())?;
+        let present = self.peers.of_user(credentials.uid);
+        let role = if present < self.most_per_user {
+            Role::Unknown
+        } else if present < 2 * self.most_per_user {
+            // Hanging up on it before it has said anything would look like a broken daemon.
+            Role::Surplus
+        } else {
+            return Err(Errno::USERS);
+        };
+        let token = self.peers.new_token();
+        let data = epoll::EventData::new_u64(token);
+        epoll::add(&self.epoll, &socket, data, epoll::EventFlags::IN)?;
+        let peer = Peer {
+            socket,
+            credentials,
+            role,
+            outbox: Outbox::default(),
+            waits_for_room: false,
+        };
+        self.peers.add(token, peer);
+        Ok(())
+    }
+
+    /// Without descriptors the listening socket would stay ready, and the loop would spin.
+    fn pause_accepting(&mut self) {
+        if epoll::delete(&self.epoll, &self.listener).is_ok() {
+            self.accept_again = Some(self.started.elapsed() + ACCEPT_PAUSE);
+        }
+    }
+
+    fn resume_accepting(&mut self) {
+        let data = epoll::EventData::new_u64(LISTENER);
+        match epoll::add(&self.epoll, &self.listener, data, epoll::EventFlags::IN) {
+            Ok(()) => self.accept_again = None,
+            Err(_) => self.accept_again = Some(self.started.elapsed() + ACCEPT_PAUSE),
+        }
+    }
+}

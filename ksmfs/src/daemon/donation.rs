@@ -1,0 +1,101 @@
+//! The buffer through which an agent hands over the bytes of pages.
+//!
+//! It stays writable for the peer, who may change it at any time. So it is never mapped here: each page is read once,
+//! with `pread`, into memory of the daemon. That also means that no hole and no lack of memory in it can become a
+//! SIGBUS of the daemon.
+
+use ksm_engine::order::{DONATION_PAGES, Donation};
+use ksm_engine::page::{PAGE_SIZE, PageBytes};
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::io::Errno;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// The donation buffer of one peer.
+#[derive(Debug)]
+pub struct DonationBuffer {
+    memfd: OwnedFd,
+}
+
+impl DonationBuffer {
+    /// Makes a buffer that cannot change its size.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn new() -> Result<Self, Errno> {
+        let flags = MemfdFlags::ALLOW_SEALING | MemfdFlags::CLOEXEC;
+        let memfd = match rustix::fs::memfd_create(c"ksm-donation", flags | MemfdFlags::NOEXEC_SEAL)
+        {
+            // Kernels before 6.3 do not know the flag.
+            Err(Errno::INVAL) => rustix::fs::memfd_create(c"ksm-donation", flags)?,
+            made => made?,
+        };
+        let bytes = DONATION_PAGES * PAGE_SIZE;
+        rustix::fs::ftruncate(&memfd, bytes as u64)?;
+        rustix::fs::fcntl_add_seals(
+            &memfd,
+            SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL,
+        )?;
+        Ok(Self { memfd })
+    }
+
+    /// What the agent gets.
+    #[must_use]
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.memfd.as_fd()
+    }
+}
+
+impl Donation for DonationBuffer {
+    fn copy_page(&self, index: usize, into: &mut PageBytes) {
+        let start = index as u64 * PAGE_SIZE as u64;
+        let mut done = 0;
+        while done < PAGE_SIZE {
+            match rustix::io::pread(&self.memfd, &mut into[done..], start + done as u64) {
+                Ok(n) if n > 0 => done += n,
+                Err(Errno::INTR) => {}
+                // Past the end, or no memory: bytes that were never donated. The digest will not match.
+                Ok(_) | Err(_) => {
+                    into[done..].fill(0);
+                    return;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::DonationBuffer;
+    use ksm_engine::order::{DONATION_PAGES, Donation};
+    use ksm_engine::page::PAGE_SIZE;
+    use rustix::fs::FallocateFlags;
+    use rustix::io::Errno;
+
+    #[test]
+    fn pages_arrive_as_the_peer_wrote_them() {
+        let buffer = DonationBuffer::new().unwrap();
+        let last = DONATION_PAGES - 1;
+        let at = last as u64 * PAGE_SIZE as u64;
+        rustix::io::pwrite(buffer.descriptor(), &[7; PAGE_SIZE], at).unwrap();
+        let mut page = [1; PAGE_SIZE];
+        buffer.copy_page(last, &mut page);
+        assert_eq!(page, [7; PAGE_SIZE]);
+        buffer.copy_page(0, &mut page);
+        assert_eq!(page, [0; PAGE_SIZE]);
+    }
+
+    #[test]
+    fn a_peer_that_punches_and_shrinks_does_no_harm() {
+        let buffer = DonationBuffer::new().unwrap();
+        let fd = buffer.descriptor();
+        assert_eq!(rustix::fs::ftruncate(fd, 0), Err(Errno::PERM));
+        rustix::io::pwrite(fd, &[7; PAGE_SIZE], 0).unwrap();
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(fd, punch, 0, 4096).unwrap();
+        let mut page = [1; PAGE_SIZE];
+        buffer.copy_page(0, &mut page);
+        assert_eq!(page, [0; PAGE_SIZE]);
+        buffer.copy_page(DONATION_PAGES, &mut page);
+        assert_eq!(page, [0; PAGE_SIZE]);
+    }
+}

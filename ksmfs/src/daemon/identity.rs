@@ -1,0 +1,97 @@
+//! Who a peer is.
+//!
+//! The kernel vouches for the uid and the process id of the connecting task (`SO_PEERCRED`). An agent is a task of
+//! its own whose parent is the app, so the app's pid that it states must be its own or its parent's. The numbers it
+//! states are those of its own pid namespace, which the kernel's are not.
+
+use procfs::process::Process;
+use rustix::io::Errno;
+use rustix::process::Pid;
+use std::os::fd::BorrowedFd;
+
+/// What the kernel says about a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Credentials {
+    /// User id when it connected.
+    pub uid: u32,
+    /// Process id, in the daemon's pid namespace.
+    pub pid: Pid,
+}
+
+/// Asks the kernel who is at the other end.
+///
+/// # Errors
+/// When it does not say.
+pub fn credentials(socket: BorrowedFd<'_>) -> Result<Credentials, Errno> {
+    let found = rustix::net::sockopt::socket_peercred(socket)?;
+    Ok(Credentials {
+        uid: found.uid.as_raw(),
+        pid: found.pid,
+    })
+}
+
+/// The process id (in the daemon's namespace) of the app that `peer` says it serves, if `claimed` is its own or its
+/// parent's number in its own namespace. `None` also when the peer is gone.
+#[must_use]
+pub fn app_pid(peer: Pid, claimed: u32) -> Option<Pid> {
+    let peer = peer.as_raw_nonzero().get();
+    let claimed = i32::try_from(claimed).ok()?;
+    let own = numbers(peer)?;
+    if own.innermost == claimed {
+        return Pid::from_raw(peer);
+    }
+    let parent = numbers(own.parent)?;
+    if parent.innermost == claimed {
+        return Pid::from_raw(own.parent);
+    }
+    None
+}
+
+struct Numbers {
+    /// The process's number in the innermost of the namespaces it lives in.
+    innermost: i32,
+    /// Its parent's number in the daemon's.
+    parent: i32,
+}
+
+fn numbers(pid: i32) -> Option<Numbers> {
+    let status = Process::new(pid).and_then(|p| p.status()).ok()?;
+    let innermost = status.nspid.as_ref().and_then(|all| all.last().copied());
+    Some(Numbers {
+        innermost: innermost.unwrap_or(pid),
+        parent: status.ppid,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::app_pid;
+    use rustix::process::{Pid, getpid, getppid};
+
+    fn number(pid: Pid) -> u32 {
+        pid.as_raw_nonzero().get().cast_unsigned()
+    }
+
+    #[test]
+    fn a_peer_may_speak_for_itself_and_for_its_parent() {
+        let (own, parent) = (getpid(), getppid().unwrap());
+        assert_eq!(app_pid(own, number(own)), Some(own));
+        assert_eq!(app_pid(own, number(parent)), Some(parent));
+    }
+
+    #[test]
+    fn a_peer_may_not_speak_for_anybody_else() {
+        assert_eq!(app_pid(getpid(), 1_999_999_999), None);
+        assert_eq!(app_pid(getpid(), 0), None);
+        assert_eq!(app_pid(getpid(), u32::MAX), None);
+        // A child is not the peer's to speak for.
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        let claimed = app_pid(getpid(), child.id());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(claimed, None);
+    }
+}

@@ -1,0 +1,134 @@
+//! The connected peers, and the ways of finding one.
+
+use super::donation::DonationBuffer;
+use super::identity::Credentials;
+use super::outbox::Outbox;
+use super::regions::Regions;
+use ksm_engine::page::MmId;
+use rustix::process::Pid;
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+
+/// What a peer has turned out to be.
+#[derive(Debug)]
+pub enum Role {
+    /// It has not said anything yet.
+    Unknown,
+    /// Over the limit of its user: its first message is answered with a refusal.
+    Surplus,
+    /// It asks for figures.
+    Asking,
+    /// It merges pages.
+    Agent(Box<Agent>),
+}
+
+/// An agent, as the daemon knows it.
+#[derive(Debug)]
+pub struct Agent {
+    /// The address space it works in.
+    pub mm: MmId,
+    /// The app that it belongs to.
+    pub app: Pid,
+    /// Where it puts the bytes of pages.
+    pub donation: DonationBuffer,
+    /// What it has registered.
+    pub regions: Regions,
+}
+
+/// One connection.
+#[derive(Debug)]
+pub struct Peer {
+    /// The socket.
+    pub socket: OwnedFd,
+    /// Whom the kernel says it connects to.
+    pub credentials: Credentials,
+    /// What it is.
+    pub role: Role,
+    /// What it was not sent yet.
+    pub outbox: Outbox,
+    /// Whether the event loop was asked to say when the socket takes more.
+    pub waits_for_room: bool,
+}
+
+/// All connections. A token names one, and is never used again.
+#[derive(Debug)]
+pub struct Peers {
+    by_token: HashMap<u64, Peer>,
+    by_mm: HashMap<MmId, u64>,
+    per_user: HashMap<u32, usize>,
+    next_token: u64,
+}
+
+impl Peers {
+    /// No connections; tokens count from `first_token`.
+    #[must_use]
+    pub fn new(first_token: u64) -> Self {
+        Self {
+            by_token: HashMap::new(),
+            by_mm: HashMap::new(),
+            per_user: HashMap::new(),
+            next_token: first_token,
+        }
+    }
+
+    /// How many connections a user has.
+    #[must_use]
+    pub fn of_user(&self, uid: u32) -> usize {
+        self.per_user.get(&uid).copied().unwrap_or(0)
+    }
+
+    /// A token for the next connection.
+    pub fn new_token(&mut self) -> u64 {
+        self.next_token += 1;
+        self.next_token - 1
+    }
+
+    /// Adds a new connection.
+    pub fn add(&mut self, token: u64, peer: Peer) {
+        *self.per_user.entry(peer.credentials.uid).or_default() += 1;
+        self.put_back(token, peer);
+    }
+
+    /// Takes a connection out to work with it; it is put back, or dropped for good with [`Self::forget`].
+    pub fn take(&mut self, token: u64) -> Option<Peer> {
+        self.by_token.remove(&token)
+    }
+
+    /// Puts a connection back.
+    pub fn put_back(&mut self, token: u64, peer: Peer) {
+        if let Role::Agent(agent) = &peer.role {
+            self.by_mm.insert(agent.mm, token);
+        }
+        self.by_token.insert(token, peer);
+    }
+
+    /// Forgets a connection that was taken out.
+    pub fn forget(&mut self, peer: &Peer) {
+        let uid = peer.credentials.uid;
+        if let Some(count) = self.per_user.get_mut(&uid) {
+            *count -= 1;
+            if *count == 0 {
+                self.per_user.remove(&uid);
+            }
+        }
+        if let Role::Agent(agent) = &peer.role {
+            self.by_mm.remove(&agent.mm);
+        }
+    }
+
+    /// The token of the agent of an address space.
+    #[must_use]
+    pub fn agent_of(&self, mm: MmId) -> Option<u64> {
+        self.by_mm.get(&mm).copied()
+    }
+
+    /// The address spaces of an app: one, or none if it has no agent. More only if it loaded the library twice.
+    pub fn of_app(&self, app: Pid) -> impl Iterator<Item = MmId> {
+        self.by_token
+            .values()
+            .filter_map(move |peer| match &peer.role {
+                Role::Agent(agent) if agent.app == app => Some(agent.mm),
+                _ => None,
+            })
+    }
+}

@@ -1,0 +1,194 @@
+//! What is said to a peer, and what its messages lead to.
+//!
+//! A peer is believed nothing: every message was checked when it was decoded, the engine checks each report against
+//! its order, and whatever breaks the rules ends the connection. That costs the peer its merging, and nobody else
+//! anything.
+
+use super::Daemon;
+use super::donation::DonationBuffer;
+use super::identity;
+use super::outbox::SendError;
+use super::peers::{Agent, Peer, Role};
+use super::regions::Regions;
+use ksm_engine::engine::ReportError;
+use ksm_engine::order::{Order, OrderId};
+use ksm_engine::page::{ArenaId, DomainId};
+use ksm_engine::wire::{
+    Figures, Hello, MessageBuffer, RefusalReason, ToAgent, ToDaemon, WireError,
+};
+use rustix::io::Errno;
+use std::os::fd::AsFd;
+
+/// Most separate regions of one agent: what a process with the kernel's default of 65530 maps can have.
+const MOST_REGIONS: usize = 65_536;
+
+/// Why a connection ends.
+#[derive(Debug, thiserror::Error)]
+pub enum Parting {
+    /// The peer hung up.
+    #[error("it hung up")]
+    HungUp,
+    /// A message breaks the protocol.
+    #[error("bad message: {0}")]
+    Wire(#[from] WireError),
+    /// A message longer than any of the protocol.
+    #[error("message of {0} bytes")]
+    TooLong(usize),
+    /// A message that may not come at this point.
+    #[error("message out of turn")]
+    OutOfTurn,
+    /// A report breaks the rules.
+    #[error("{0}")]
+    Report(#[from] ReportError),
+    /// It registered too much.
+    #[error("more than {MOST_REGIONS} regions")]
+    TooManyRegions,
+    /// It was refused.
+    #[error("refused: {0:?}")]
+    Refused(RefusalReason),
+    /// It could not be sent to.
+    #[error("{0}")]
+    Send(#[from] SendError),
+    /// The socket failed.
+    #[error("recv: {0}")]
+    Receive(Errno),
+    /// Its donation buffer could not be made.
+    #[error("donation buffer: {0}")]
+    Donation(Errno),
+    /// An order names an arena that the store does not have.
+    #[error("no descriptor of arena {0:?}")]
+    NoArena(ArenaId),
+}
+
+impl Parting {
+    /// Whether it is the ordinary end of a connection.
+    pub fn is_ordinary(&self) -> bool {
+        matches!(
+            self,
+            Self::HungUp | Self::Receive(Errno::CONNRESET) | Self::Send(SendError::Os(Errno::PIPE))
+        )
+    }
+}
+
+impl Daemon {
+    /// Acts on one message, which lies at the start of `buffer` and is `len` bytes long.
+    pub(super) fn hear(
+        &mut self,
+        peer: &mut Peer,
+        buffer: &mut MessageBuffer,
+        len: usize,
+    ) -> Result<(), Parting> {
+        let message = ToDaemon::decode(&buffer.0[..len])?;
+        match (&mut peer.role, message) {
+            (Role::Surplus, _) => self.refuse(peer, RefusalReason::TooMany, buffer),
+            (Role::Unknown, ToDaemon::Hello(hello)) => self.greet(peer, hello, buffer),
+            (Role::Unknown | Role::Asking, ToDaemon::Query) => {
+                peer.role = Role::Asking;
+                self.tell_figures(peer, buffer)
+            }
+            (Role::Agent(agent), ToDaemon::Register { range }) => {
+                agent.regions.add(range);
+                if agent.regions.count() > MOST_REGIONS {
+                    return Err(Parting::TooManyRegions);
+                }
+                self.engine.register(agent.mm, range);
+                Ok(())
+            }
+            (Role::Agent(agent), ToDaemon::Unregister { range }) => {
+                agent.regions.remove(range);
+                self.engine.unregister(agent.mm, range);
+                Ok(())
+            }
+            (Role::Agent(agent), ToDaemon::Report { order, report }) => {
+                self.engine
+                    .report(agent.mm, order, &report, &agent.donation)?;
+                Ok(())
+            }
+            (Role::Unknown | Role::Asking | Role::Agent(_), _) => Err(Parting::OutOfTurn),
+        }
+    }
+
+    /// Sends an order, with the arena that it is about.
+    pub(super) fn give_order(
+        &mut self,
+        peer: &mut Peer,
+        id: OrderId,
+        order: &Order,
+        buffer: &mut MessageBuffer,
+    ) -> Result<(), Parting> {
+        let arena = match order {
+            Order::Map { arena, .. } | Order::Remap { arena, .. } => Some(*arena),
+            _ => None,
+        };
+        let store = self.engine.store();
+        let descriptor = arena
+            .map(|arena| store.descriptor(arena).ok_or(Parting::NoArena(arena)))
+            .transpose()?;
+        let order = order.borrow();
+        let message = ToAgent::Order { id, order };
+        peer.outbox
+            .send(peer.socket.as_fd(), &message, descriptor.as_slice(), buffer)?;
+        Ok(())
+    }
+
+    fn greet(
+        &mut self,
+        peer: &mut Peer,
+        hello: Hello,
+        buffer: &mut MessageBuffer,
+    ) -> Result<(), Parting> {
+        let Some(app) = identity::app_pid(peer.credentials.pid, hello.pid) else {
+            return self.refuse(peer, RefusalReason::WrongPid, buffer);
+        };
+        let domain = DomainId(peer.credentials.uid);
+        let donation = DonationBuffer::new().map_err(Parting::Donation)?;
+        let Some(mm) = self.engine.add_mm(domain) else {
+            return self.refuse(peer, RefusalReason::TooMany, buffer);
+        };
+        // From here on the end of the connection takes the mm away again.
+        let salt = self.engine.salt(domain);
+        peer.role = Role::Agent(Box::new(Agent {
+            mm,
+            app,
+            donation,
+            regions: Regions::default(),
+        }));
+        let Role::Agent(agent) = &peer.role else {
+            return Ok(());
+        };
+        let donation = agent.donation.descriptor();
+        let uffd = self.uffd.as_ref().map(AsFd::as_fd);
+        let both = [donation, uffd.unwrap_or(donation)];
+        let descriptors = &both[..1 + usize::from(uffd.is_some())];
+        let message = ToAgent::Welcome { salt };
+        peer.outbox
+            .send(peer.socket.as_fd(), &message, descriptors, buffer)?;
+        log::debug!("pid {} of uid {} joined", app, peer.credentials.uid);
+        Ok(())
+    }
+
+    fn refuse(
+        &self,
+        peer: &mut Peer,
+        reason: RefusalReason,
+        buffer: &mut MessageBuffer,
+    ) -> Result<(), Parting> {
+        peer.outbox
+            .send(peer.socket.as_fd(), &ToAgent::Refused(reason), &[], buffer)?;
+        Err(Parting::Refused(reason))
+    }
+
+    fn tell_figures(&self, peer: &mut Peer, buffer: &mut MessageBuffer) -> Result<(), Parting> {
+        let mut sum = Figures::default();
+        for mm in self.peers.of_app(peer.credentials.pid) {
+            let figures = self.engine.figures(mm);
+            sum.rmap_items += figures.rmap_items;
+            sum.zero_pages += figures.zero_pages;
+            sum.merging_pages += figures.merging_pages;
+            sum.profit += figures.profit;
+        }
+        peer.outbox
+            .send(peer.socket.as_fd(), &ToAgent::Figures(sum), &[], buffer)?;
+        Ok(())
+    }
+}

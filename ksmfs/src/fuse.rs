@@ -1,0 +1,457 @@
+//! The FUSE side: unpacks a request, asks [`crate::tree`] or posts to [`crate::mailbox`], packs the answer.
+//!
+//! Access is checked by the kernel (`default_permissions`) against the attributes given here, groups and capabilities
+//! included; [`Tree::open`] adds what sysfs refuses even to root. Files are opened for direct I/O, so that every read
+//! and every write arrives here as it was made.
+
+use crate::mailbox::{Mailbox, Request as KnobRequest};
+use crate::tree::{self, Attributes, Change, FILE_SIZE, OpenFile, ROOT, Tree};
+use fuser::{
+    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, IoctlFlags,
+    KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags,
+    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl,
+    ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
+};
+use parking_lot::Mutex;
+use rustix::fs::OFlags;
+use std::ffi::OsStr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+/// Names never change.
+const NAME_TTL: Duration = Duration::from_secs(24 * 60 * 60);
+/// The kernel moves the size it caches along with writes and cached reads, where sysfs keeps 4096: ask every time.
+const ATTRIBUTE_TTL: Duration = Duration::ZERO;
+/// Longest write that arrives in one piece. Above the 4096 bytes of which it is answered short.
+const MAX_WRITE: u32 = 128 * 1024;
+
+/// The mounted directory.
+#[derive(Debug)]
+pub struct KsmFs {
+    tree: Mutex<Tree>,
+    mailbox: Mailbox,
+    /// Only dropped: says that the file system is gone.
+    _ended: crate::running::EndNote,
+}
+
+impl KsmFs {
+    /// The directory, whose values are asked for through `mailbox`.
+    #[must_use]
+    pub fn new(tree: Tree, mailbox: Mailbox, ended: crate::running::EndNote) -> Self {
+        Self {
+            tree: Mutex::new(tree),
+            mailbox,
+            _ended: ended,
+        }
+    }
+
+    fn opened(&self, handle: FileHandle) -> Result<Arc<OpenFile>, Errno> {
+        self.tree.lock().opened(handle.0).map_err(errno)
+    }
+
+    /// What an attempt to make something called `name` in the directory gets.
+    fn refuse_new(name: &OsStr, errno: Errno) -> Errno {
+        match find(name) {
+            Some(_) => Errno::EEXIST,
+            None => errno,
+        }
+    }
+}
+
+fn errno(errno: rustix::io::Errno) -> Errno {
+    Errno::from_i32(errno.raw_os_error())
+}
+
+fn find(name: &OsStr) -> Option<u64> {
+    name.to_str().and_then(Tree::lookup)
+}
+
+fn file_attr(attributes: &Attributes) -> FileAttr {
+    let directory = attributes.is_directory();
+    FileAttr {
+        ino: INodeNo(attributes.ino),
+        size: if directory { 0 } else { FILE_SIZE },
+        blocks: 0,
+        atime: attributes.accessed,
+        mtime: attributes.modified,
+        ctime: attributes.changed,
+        crtime: SystemTime::UNIX_EPOCH,
+        kind: if directory {
+            FileType::Directory
+        } else {
+            FileType::RegularFile
+        },
+        perm: u16::try_from(attributes.mode).unwrap_or(0),
+        nlink: if directory { 2 } else { 1 },
+        uid: attributes.uid,
+        gid: attributes.gid,
+        rdev: 0,
+        blksize: 4096,
+        flags: 0,
+    }
+}
+
+fn system_time(time: TimeOrNow) -> SystemTime {
+    match time {
+        TimeOrNow::SpecificTime(time) => time,
+        TimeOrNow::Now => SystemTime::now(),
+    }
+}
+
+impl Filesystem for KsmFs {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        let refused = |nearest| std::io::Error::other(format!("max_write: at most {nearest}"));
+        config.set_max_write(MAX_WRITE).map_err(refused)?;
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        if parent.0 != ROOT {
+            return reply.error(Errno::ENOTDIR);
+        }
+        let found = find(name).and_then(|ino| self.tree.lock().attributes(ino).ok());
+        match found {
+            Some(found) => {
+                let attr = file_attr(&found);
+                reply.entry_with_ttls(&ATTRIBUTE_TTL, &NAME_TTL, &attr, Generation(0));
+            }
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        match self.tree.lock().attributes(ino.0) {
+            Ok(attributes) => reply.attr(&ATTRIBUTE_TTL, &file_attr(&attributes)),
+            Err(e) => reply.error(errno(e)),
+        }
+    }
+
+    fn setattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<fuser::BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let change = Change {
+            mode,
+            uid,
+            gid,
+            truncate: size.is_some(),
+            accessed: atime.map(system_time),
+            modified: mtime.map(system_time),
+        };
+        match self.tree.lock().change(ino.0, change, SystemTime::now()) {
+            Ok(attributes) => reply.attr(&ATTRIBUTE_TTL, &file_attr(&attributes)),
+            Err(e) => reply.error(errno(e)),
+        }
+    }
+
+    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let flags = OFlags::from_bits_retain(flags.0.cast_unsigned());
+        match self.tree.lock().open(ino.0, flags) {
+            Ok(handle) => reply.opened(
+                FileHandle(handle),
+                FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH,
+            ),
+            Err(e) => reply.error(errno(e)),
+        }
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let open = match self.opened(fh) {
+            Ok(open) => open,
+            Err(e) => return reply.error(e),
+        };
+        if let Some(text) = open.text_for(offset) {
+            return reply.data(tree::slice(&text, offset, size));
+        }
+        self.mailbox.post(KnobRequest::Read {
+            file: open.file,
+            reply: Box::new(move |text| {
+                open.keep(&text.into());
+                reply.data(tree::slice(text, offset, size));
+            }),
+        });
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let open = match self.opened(fh) {
+            Ok(open) => open,
+            Err(e) => return reply.error(e),
+        };
+        let value = match tree::accepted_write(open.file, data) {
+            Ok(value) => value.to_vec(),
+            Err(e) => return reply.error(errno(e)),
+        };
+        let written = u32::try_from(value.len()).unwrap_or(0);
+        self.mailbox.post(KnobRequest::Write {
+            file: open.file,
+            value,
+            reply: Box::new(move |outcome| match outcome {
+                Ok(()) => reply.written(written),
+                Err(e) => reply.error(errno(e)),
+            }),
+        });
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.tree.lock().release(fh.0);
+        reply.ok();
+    }
+
+    fn readdir(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        if ino.0 != ROOT {
+            return reply.error(Errno::ENOTDIR);
+        }
+        let dots = [(ROOT, "."), (ROOT, "..")].into_iter();
+        let skip = usize::try_from(offset).unwrap_or(usize::MAX);
+        for (place, (ino, name)) in (1..).zip(dots.chain(Tree::entries())).skip(skip) {
+            let kind = if ino == ROOT {
+                FileType::Directory
+            } else {
+                FileType::RegularFile
+            };
+            if reply.add(INodeNo(ino), place, kind, name) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        reply.statfs(0, 0, 0, 0, 0, 4096, 255, 4096);
+    }
+
+    fn flush(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        reply.ok();
+    }
+
+    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        reply.error(Errno::EINVAL);
+    }
+
+    fn create(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _flags: i32,
+        reply: ReplyCreate,
+    ) {
+        reply.error(Self::refuse_new(name, Errno::EACCES));
+    }
+
+    fn mknod(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        _rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let regular = mode & libc::S_IFMT == libc::S_IFREG;
+        let refused = if regular { Errno::EACCES } else { Errno::EPERM };
+        reply.error(Self::refuse_new(name, refused));
+    }
+
+    fn mkdir(&self, _: &Request, _: INodeNo, name: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
+        reply.error(Self::refuse_new(name, Errno::EPERM));
+    }
+
+    fn unlink(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn rmdir(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn symlink(&self, _: &Request, _: INodeNo, name: &OsStr, _: &Path, reply: ReplyEntry) {
+        reply.error(Self::refuse_new(name, Errno::EPERM));
+    }
+
+    fn rename(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _newparent: INodeNo,
+        _newname: &OsStr,
+        _flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn link(&self, _: &Request, _: INodeNo, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        reply.error(Self::refuse_new(name, Errno::EPERM));
+    }
+
+    fn readlink(&self, _: &Request, _: INodeNo, reply: ReplyData) {
+        reply.error(Errno::EINVAL);
+    }
+
+    fn setxattr(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _name: &OsStr,
+        _value: &[u8],
+        _flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::EOPNOTSUPP);
+    }
+
+    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
+        reply.error(Errno::NO_XATTR);
+    }
+
+    fn listxattr(&self, _: &Request, _: INodeNo, size: u32, reply: ReplyXattr) {
+        if size == 0 {
+            reply.size(0);
+        } else {
+            reply.data(&[]);
+        }
+    }
+
+    fn removexattr(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EOPNOTSUPP);
+    }
+
+    fn ioctl(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+
+    fn poll(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _ph: PollNotifier,
+        _events: PollEvents,
+        _flags: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        let ready = PollEvents::POLLIN
+            | PollEvents::POLLOUT
+            | PollEvents::POLLRDNORM
+            | PollEvents::POLLWRNORM;
+        match self.opened(fh) {
+            Ok(open) if open.is_unread() => {
+                reply.poll(ready | PollEvents::POLLPRI | PollEvents::POLLERR);
+            }
+            Ok(_) => reply.poll(ready),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn fallocate(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _offset: u64,
+        _length: u64,
+        _mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::EINVAL);
+    }
+
+    fn lseek(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        // The kernel asks here for SEEK_DATA and SEEK_HOLE only. To those a sysfs file is all data, up to its size.
+        let size = FILE_SIZE.cast_signed();
+        match whence {
+            _ if offset < 0 || offset >= size => reply.error(Errno::ENXIO),
+            libc::SEEK_DATA => reply.offset(offset),
+            libc::SEEK_HOLE => reply.offset(size),
+            _ => reply.error(Errno::EINVAL),
+        }
+    }
+}

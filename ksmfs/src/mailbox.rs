@@ -1,0 +1,106 @@
+//! How requests for values reach the thread that owns the engine.
+//!
+//! The FUSE thread posts and goes on at once; the answer is given later by calling the closure that came with the
+//! request. So a write that waits for an unmerge holds up nobody else. A request that can no longer be answered is
+//! dropped, and the FUSE reply in it answers EIO.
+
+use crossbeam_channel::{Receiver, Sender};
+use ksm_engine::knobs::KsmFile;
+use rustix::event::EventfdFlags;
+use rustix::io::Errno;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+/// Takes the text of a file.
+pub type ReadReply = Box<dyn FnOnce(&str) + Send>;
+/// Takes the outcome of a write.
+pub type WriteReply = Box<dyn FnOnce(Result<(), Errno>) + Send>;
+
+/// Something for the engine's thread to do.
+pub enum Request {
+    /// Read a file.
+    Read {
+        /// Which.
+        file: KsmFile,
+        /// Gets the text.
+        reply: ReadReply,
+    },
+    /// Write a file.
+    Write {
+        /// Which.
+        file: KsmFile,
+        /// The bytes written, at most [`crate::tree::WRITE_LIMIT`].
+        value: Vec<u8>,
+        /// Gets the outcome, perhaps much later.
+        reply: WriteReply,
+    },
+    /// End the thread.
+    Stop,
+}
+
+impl std::fmt::Debug for Request {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Read { file, .. } => write!(f, "Read({file})"),
+            Self::Write { file, .. } => write!(f, "Write({file})"),
+            Self::Stop => f.write_str("Stop"),
+        }
+    }
+}
+
+/// The posting end.
+#[derive(Clone, Debug)]
+pub struct Mailbox {
+    requests: Sender<Request>,
+    wake: Arc<OwnedFd>,
+}
+
+/// The receiving end.
+#[derive(Debug)]
+pub struct Inbox {
+    requests: Receiver<Request>,
+    wake: Arc<OwnedFd>,
+}
+
+/// A mailbox and its inbox.
+///
+/// # Errors
+/// When no eventfd can be made.
+pub fn mailbox() -> Result<(Mailbox, Inbox), Errno> {
+    let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+    let wake = Arc::new(rustix::event::eventfd(0, flags)?);
+    let (sender, receiver) = crossbeam_channel::unbounded();
+    let mailbox = Mailbox {
+        requests: sender,
+        wake: Arc::clone(&wake),
+    };
+    let inbox = Inbox {
+        requests: receiver,
+        wake,
+    };
+    Ok((mailbox, inbox))
+}
+
+impl Mailbox {
+    /// Posts a request. When the engine's thread is gone the request is dropped, which answers it.
+    pub fn post(&self, request: Request) {
+        if self.requests.send(request).is_ok() {
+            // EAGAIN means that the counter is full, so that the receiver is awake anyhow.
+            let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+        }
+    }
+}
+
+impl Inbox {
+    /// Readable when a request was posted.
+    #[must_use]
+    pub fn wake(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+
+    /// All requests posted so far. The wake-up is taken back first, so that none posted later goes unnoticed.
+    pub fn take(&self) -> Vec<Request> {
+        let _ = rustix::io::read(&self.wake, &mut [0_u8; 8]);
+        self.requests.try_iter().collect()
+    }
+}

@@ -1,0 +1,262 @@
+//! The mirrored directory without FUSE: names, attributes, open files and what sysfs answers to each request.
+//!
+//! Values live in the engine; what is kept here is what sysfs keeps: modes, owners and times that were changed, and
+//! the text that each open file read last. [`crate::fuse`] unpacks requests, asks here, and packs the answers.
+
+use ksm_engine::knobs::KsmFile;
+use parking_lot::Mutex;
+use rustix::fs::{Gid, OFlags, Uid};
+use rustix::io::Errno;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+/// Number of the directory itself.
+pub const ROOT: u64 = 1;
+/// Number of the first file; the others follow in listing order.
+const FIRST_FILE: u64 = 2;
+/// Size of every file, as sysfs states it.
+pub const FILE_SIZE: u64 = 4096;
+/// Most bytes that one write hands to a file; a longer write is cut and answered short.
+pub const WRITE_LIMIT: usize = 4096;
+
+const ANY_READ: u32 = 0o444;
+const ANY_WRITE: u32 = 0o222;
+
+/// Attributes of the directory or of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attributes {
+    /// Inode number.
+    pub ino: u64,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Last access.
+    pub accessed: SystemTime,
+    /// Last change of the content, as far as sysfs counts it: truncation and utimensat, not writes.
+    pub modified: SystemTime,
+    /// Last change of an attribute.
+    pub changed: SystemTime,
+}
+
+impl Attributes {
+    /// Whether these are the directory's.
+    #[must_use]
+    pub fn is_directory(&self) -> bool {
+        self.ino == ROOT
+    }
+}
+
+/// Attributes to set; `None` keeps.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Change {
+    /// Permission bits.
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// A truncation, to whatever length: it has no effect but on the time.
+    pub truncate: bool,
+    /// Last access.
+    pub accessed: Option<SystemTime>,
+    /// Last modification.
+    pub modified: Option<SystemTime>,
+}
+
+/// An open file: the text that its reads continue in.
+#[derive(Debug)]
+pub struct OpenFile {
+    /// Which file.
+    pub file: KsmFile,
+    text: Mutex<Option<Arc<str>>>,
+}
+
+impl OpenFile {
+    fn new(file: KsmFile) -> Self {
+        Self {
+            file,
+            text: Mutex::new(None),
+        }
+    }
+
+    /// The text that a read at `offset` continues in. `None`: the value has to be read afresh, and [`Self::keep`]t.
+    #[must_use]
+    pub fn text_for(&self, offset: u64) -> Option<Arc<str>> {
+        if offset == 0 {
+            return None;
+        }
+        self.text.lock().clone()
+    }
+
+    /// Keeps the text of a fresh read for the reads that continue it.
+    pub fn keep(&self, text: &Arc<str>) {
+        *self.text.lock() = Some(Arc::clone(text));
+    }
+
+    /// Whether nothing was read yet: sysfs reports such a file as changed to poll.
+    #[must_use]
+    pub fn is_unread(&self) -> bool {
+        self.text.lock().is_none()
+    }
+}
+
+/// The part of `text` that a read of `size` bytes at `offset` gets.
+#[must_use]
+pub fn slice(text: &str, offset: u64, size: u32) -> &[u8] {
+    let bytes = text.as_bytes();
+    let start = usize::try_from(offset)
+        .unwrap_or(usize::MAX)
+        .min(bytes.len());
+    let size = usize::try_from(size).unwrap_or(usize::MAX);
+    let end = start.saturating_add(size).min(bytes.len());
+    &bytes[start..end]
+}
+
+/// The directory.
+#[derive(Debug)]
+pub struct Tree {
+    /// The directory's attributes, then the files' in listing order.
+    attributes: Vec<Attributes>,
+    open: HashMap<u64, Arc<OpenFile>>,
+    next_handle: u64,
+}
+
+impl Tree {
+    /// The directory as it is after mounting, owned by `uid` and `gid`.
+    #[must_use]
+    pub fn new(uid: Uid, gid: Gid, now: SystemTime) -> Self {
+        let attributes = |ino, mode| Attributes {
+            ino,
+            mode,
+            uid: uid.as_raw(),
+            gid: gid.as_raw(),
+            accessed: now,
+            modified: now,
+            changed: now,
+        };
+        let mode = |file: KsmFile| if file.is_writable() { 0o644 } else { 0o444 };
+        let files = (FIRST_FILE..).zip(KsmFile::ALL);
+        Self {
+            attributes: std::iter::once(attributes(ROOT, 0o755))
+                .chain(files.map(|(ino, file)| attributes(ino, mode(file))))
+                .collect(),
+            open: HashMap::new(),
+            next_handle: 1,
+        }
+    }
+
+    /// The inode of the file with this name.
+    #[must_use]
+    pub fn lookup(name: &str) -> Option<u64> {
+        (FIRST_FILE..)
+            .zip(KsmFile::ALL)
+            .find_map(|(ino, file)| (file.name() == name).then_some(ino))
+    }
+
+    /// Inodes and names of all files, in listing order.
+    pub fn entries() -> impl Iterator<Item = (u64, &'static str)> {
+        (FIRST_FILE..).zip(KsmFile::ALL.map(KsmFile::name))
+    }
+
+    /// The attributes of an inode.
+    ///
+    /// # Errors
+    /// ENOENT for a number that no inode has.
+    pub fn attributes(&self, ino: u64) -> Result<Attributes, Errno> {
+        self.attributes
+            .get(index(ino)?)
+            .copied()
+            .ok_or(Errno::NOENT)
+    }
+
+    /// Sets attributes and returns all of them. Whether the caller may was checked by the kernel.
+    ///
+    /// # Errors
+    /// ENOENT for a number that no inode has.
+    pub fn change(
+        &mut self,
+        ino: u64,
+        change: Change,
+        now: SystemTime,
+    ) -> Result<Attributes, Errno> {
+        let attributes = self.attributes.get_mut(index(ino)?).ok_or(Errno::NOENT)?;
+        attributes.mode = change.mode.map_or(attributes.mode, |mode| mode & 0o7777);
+        attributes.uid = change.uid.unwrap_or(attributes.uid);
+        attributes.gid = change.gid.unwrap_or(attributes.gid);
+        if change.truncate {
+            attributes.modified = now;
+        }
+        attributes.accessed = change.accessed.unwrap_or(attributes.accessed);
+        attributes.modified = change.modified.unwrap_or(attributes.modified);
+        attributes.changed = now;
+        Ok(*attributes)
+    }
+
+    /// Opens a file and returns its handle.
+    ///
+    /// # Errors
+    /// EACCES where the mode gives nobody the access asked for: sysfs refuses that to root as well, whom the kernel's
+    /// own check lets pass. EINVAL for `O_DIRECT`. EISDIR for the directory.
+    pub fn open(&mut self, ino: u64, flags: OFlags) -> Result<u64, Errno> {
+        let file = file_of(ino)?;
+        if flags.contains(OFlags::DIRECT) {
+            return Err(Errno::INVAL);
+        }
+        let mode = self.attributes(ino)?.mode;
+        let access = flags & OFlags::RWMODE;
+        let refused = (access != OFlags::WRONLY && mode & ANY_READ == 0)
+            || (access != OFlags::RDONLY && mode & ANY_WRITE == 0);
+        if refused {
+            return Err(Errno::ACCESS);
+        }
+        let handle = self.next_handle;
+        self.next_handle += 1;
+        self.open.insert(handle, Arc::new(OpenFile::new(file)));
+        Ok(handle)
+    }
+
+    /// The open file with this handle.
+    ///
+    /// # Errors
+    /// EBADF when there is none.
+    pub fn opened(&self, handle: u64) -> Result<Arc<OpenFile>, Errno> {
+        self.open.get(&handle).cloned().ok_or(Errno::BADF)
+    }
+
+    /// Forgets an open file.
+    pub fn release(&mut self, handle: u64) {
+        self.open.remove(&handle);
+    }
+}
+
+fn index(ino: u64) -> Result<usize, Errno> {
+    let index = ino.checked_sub(ROOT).ok_or(Errno::NOENT)?;
+    usize::try_from(index).map_err(|_| Errno::NOENT)
+}
+
+fn file_of(ino: u64) -> Result<KsmFile, Errno> {
+    if ino == ROOT {
+        return Err(Errno::ISDIR);
+    }
+    let index = ino.checked_sub(FIRST_FILE).ok_or(Errno::NOENT)?;
+    let index = usize::try_from(index).map_err(|_| Errno::NOENT)?;
+    KsmFile::ALL.get(index).copied().ok_or(Errno::NOENT)
+}
+
+/// What a write of `value` to `file` may hand to the engine.
+///
+/// # Errors
+/// EIO for a read-only file: who gets here made it writable by chmod, and sysfs answers that.
+pub fn accepted_write(file: KsmFile, value: &[u8]) -> Result<&[u8], Errno> {
+    if !file.is_writable() {
+        return Err(Errno::IO);
+    }
+    Ok(&value[..value.len().min(WRITE_LIMIT)])
+}
+
+#[cfg(test)]
+mod tests;
