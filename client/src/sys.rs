@@ -8,6 +8,7 @@
 )]
 
 pub mod guarded;
+pub mod kcmp;
 pub mod maps;
 pub mod memory;
 pub mod pagemap;

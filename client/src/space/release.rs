@@ -6,8 +6,9 @@
 use super::restore::{RestoreError, Restorer};
 use super::{Space, Tables};
 use crate::sys::maps::Maps;
+use crate::sys::pagemap::Pagemap;
 use crate::sys::remap::{self, AppPages, Replacement};
-use crate::sys::uffd::Userfaults;
+use crate::sys::uffd::{Uffd, Userfaults};
 use ksm_engine::page::PageRun;
 use rustix::io::Errno;
 use rustix::mm::ProtFlags;
@@ -56,11 +57,15 @@ impl Space {
             tables.forget_states(run);
             return Ok(());
         };
-        self.unmerge(run, userfaults)?;
+        let pagemap = Pagemap::open().ok();
+        let gear = userfaults
+            .map(|both| &both.protecting)
+            .zip(pagemap.as_ref());
+        self.unmerge(run, gear)?;
         let mut tables = self.lock();
         tables.remove_region(run);
         // The agent may have merged pages between the last step and this lock.
-        let done = Restorer::new(&self.journal, userfaults).restore_all(&mut tables, run);
+        let done = Restorer::new(&self.journal, gear).restore_all(&mut tables, run);
         tables.forget_visits(run);
         drop(tables);
         done.map_err(|RestoreError { end }| {
@@ -74,9 +79,9 @@ impl Space {
     fn unmerge(
         &self,
         run: PageRun,
-        userfaults: Option<&Userfaults>,
+        gear: Option<(&Uffd, &Pagemap)>,
     ) -> Result<(), UnregisterError> {
-        let mut restorer = Restorer::new(&self.journal, userfaults);
+        let mut restorer = Restorer::new(&self.journal, gear);
         let mut from = run.start;
         while from < run.end() {
             let rest = PageRun::between(from, run.end());

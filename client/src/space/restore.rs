@@ -13,8 +13,9 @@ use crate::sys::memory::OwnPages;
 use crate::sys::pagemap::{PageIs, Pagemap};
 use crate::sys::read::read_pages;
 use crate::sys::remap::{self, AppPages};
-use crate::sys::uffd::{Uffd, Userfaults, Wait};
+use crate::sys::uffd::{Uffd, Wait};
 use ksm_engine::page::PageRun;
+use rustix::io::Errno;
 
 /// Pages that writers wait for at one time.
 pub const STEP: u64 = 64;
@@ -38,21 +39,29 @@ pub struct WritersHeld<'a> {
 }
 
 impl<'a> WritersHeld<'a> {
-    /// Holds them off. `None` if the kernel does not: the app's own userfaultfd is there, or the mapping is another one.
-    pub fn take(uffd: &'a Uffd, journal: &'a Journal, pages: AppPages) -> Option<Self> {
+    /// Holds them off.
+    ///
+    /// # Errors
+    /// `EBUSY` if the app's own userfaultfd is there, others if the mapping cannot or is gone.
+    pub fn take(uffd: &'a Uffd, journal: &'a Journal, pages: AppPages) -> Result<Self, Errno> {
         // Present pages are protected in their page table entries, where a scan sees both.
-        remap::populate_read(pages).ok()?;
+        remap::populate_read(pages)?;
         journal.begin(Entry::Protecting { run: pages.run() });
-        if uffd.register(pages, Wait::Protected).is_err() {
+        if let Err(errno) = uffd.register(pages, Wait::Protected) {
+            if errno == Errno::NOMEM {
+                // Only then can a part be registered: the kernel checks all mappings before it splits the first.
+                let _ = uffd.unregister(pages);
+            }
             journal.end();
-            return None;
+            return Err(errno);
         }
         let held = Self {
             uffd,
             journal,
             pages,
         };
-        uffd.protect(pages).is_ok().then_some(held)
+        uffd.protect(pages)?;
+        Ok(held)
     }
 
     /// The pages.
@@ -74,18 +83,14 @@ impl Drop for WritersHeld<'_> {
 #[derive(Debug)]
 pub struct Restorer<'a> {
     journal: &'a Journal,
-    gear: Option<(&'a Uffd, Pagemap)>,
+    gear: Option<(&'a Uffd, &'a Pagemap)>,
     /// Pages that there was room for when it was last asked.
     room: u64,
 }
 
 impl<'a> Restorer<'a> {
-    /// With or without the means to make them plain anonymous memory again.
-    pub fn new(journal: &'a Journal, userfaults: Option<&'a Userfaults>) -> Self {
-        let gear = userfaults.and_then(|userfaults| {
-            let pagemap = Pagemap::open().ok()?;
-            Some((&userfaults.protecting, pagemap))
-        });
+    /// With or without the means (the synchronous userfaultfd, the page tables) to make them plain anonymous memory again.
+    pub fn new(journal: &'a Journal, gear: Option<(&'a Uffd, &'a Pagemap)>) -> Self {
         Self {
             journal,
             gear,
@@ -119,9 +124,7 @@ impl<'a> Restorer<'a> {
         while let Some(still) = first_merged(tables, rest) {
             match remap::populate_write(AppPages::vouched_for(still)) {
                 Ok(()) => mark_broken(tables, still),
-                Err(
-                    rustix::io::Errno::NOMEM | rustix::io::Errno::FAULT | rustix::io::Errno::AGAIN,
-                ) if is_mapped(still) => {
+                Err(Errno::NOMEM | Errno::FAULT | Errno::AGAIN) if is_mapped(still) => {
                     return Err(no_memory);
                 }
                 // Nothing of ours is there any more, or nothing that may be written: nothing to make private.
@@ -146,10 +149,10 @@ impl<'a> Restorer<'a> {
 
     /// Puts plain anonymous memory with the same bytes in the place of merged pages, where that can be done.
     fn make_plain(&self, tables: &mut Tables, pages: AppPages) {
-        let Some((uffd, pagemap)) = &self.gear else {
+        let Some((uffd, pagemap)) = self.gear else {
             return;
         };
-        let Some(held) = WritersHeld::take(uffd, self.journal, pages) else {
+        let Ok(held) = WritersHeld::take(uffd, self.journal, pages) else {
             return;
         };
         let run = pages.run();

@@ -154,6 +154,12 @@ impl OwnPages {
         run_at(self.first, self.pages)
     }
 
+    /// How many.
+    #[must_use]
+    pub fn pages_count(&self) -> usize {
+        self.pages
+    }
+
     /// All of them.
     #[must_use]
     pub fn pages(&self) -> &[PageBytes] {

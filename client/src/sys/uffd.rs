@@ -226,6 +226,15 @@ impl Userfaults {
         })
     }
 
+    /// The pair whose descriptors were [those](Self::descriptors) of another one, copied by other means.
+    #[must_use]
+    pub fn from_descriptors([moving, protecting]: [OwnedFd; 2]) -> Self {
+        Self {
+            moving: Uffd(moving),
+            protecting: Uffd(protecting),
+        }
+    }
+
     /// The descriptors, to be seen that nobody closes them.
     #[must_use]
     pub fn descriptors(&self) -> [BorrowedFd<'_>; 2] {

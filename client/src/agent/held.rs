@@ -1,0 +1,277 @@
+//! Taking pages away from the app for a moment, and giving every one of them back.
+//!
+//! [`Held`] is the only way to the bytes of the quarantine: while it lives, nobody but us can see or change them, and the app
+//! waits where it touches them. What was not mapped to a slot when it is dropped goes back, whatever that takes;
+//! only then does anybody wake. While it lives nothing may be touched that the app mapped.
+
+use super::{STEP_PAGES, bit_runs, bits};
+use crate::space::figures::Counters;
+use crate::space::journal::{Entry, Journal};
+use crate::space::recover::give_back_page;
+use crate::sys::memory::OwnPages;
+use crate::sys::remap::{self, AppPages, Replacement};
+use crate::sys::uffd::{Uffd, Wait};
+use ksm_engine::order::Outcome;
+use ksm_engine::page::{PageBytes, PageRun, Slot};
+use rustix::io::Errno;
+use std::os::fd::BorrowedFd;
+use std::time::Instant;
+
+/// How often a page is tried that the kernel is busy with (migrating it, for instance).
+const TRIES: u32 = 100;
+
+/// Address space to move pages to. Each place is used once, then the memory of all is given back at once.
+#[derive(Debug)]
+pub struct Quarantine {
+    pages: OwnPages,
+    used: usize,
+}
+
+impl Quarantine {
+    /// Prepares `pages`, which nobody must ever have touched.
+    ///
+    /// # Errors
+    /// Of the registration with the userfaultfd.
+    pub fn new(pages: OwnPages, uffd: &Uffd) -> Result<Self, Errno> {
+        uffd.register_quarantine(pages.run())?;
+        Ok(Self { pages, used: 0 })
+    }
+
+    /// Where it is.
+    pub fn run(&self) -> PageRun {
+        self.pages.run()
+    }
+
+    /// Frees the pages that were left in it: those that are merged now.
+    pub fn empty(&mut self) {
+        if self.used > 0 && self.pages.discard(self.used).is_ok() {
+            self.used = 0;
+        }
+    }
+
+    /// Places for `count` more pages; where the first one is.
+    fn reserve(&mut self, count: usize) -> Option<usize> {
+        if self.used + count > self.pages.pages_count() {
+            self.empty();
+        }
+        let at = self.used;
+        (at + count <= self.pages.pages_count()).then(|| {
+            self.used += count;
+            at
+        })
+    }
+}
+
+/// What holding pages takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Gear<'a> {
+    /// Moves them.
+    pub uffd: &'a Uffd,
+    /// Remembers them.
+    pub journal: &'a Journal,
+    /// Counts them.
+    pub counters: &'a Counters,
+}
+
+/// Where held pages are to be mapped.
+#[derive(Clone, Copy, Debug)]
+pub struct Intent<'a> {
+    /// The arena.
+    pub arena: BorrowedFd<'a>,
+    /// Its inode.
+    pub inode: u64,
+    /// The slot of the first page.
+    pub slot: Slot,
+}
+
+/// Pages that nobody but us can reach.
+#[derive(Debug)]
+pub struct Held<'a> {
+    gear: Gear<'a>,
+    pages: AppPages,
+    quarantine: &'a OwnPages,
+    at: usize,
+    /// Pages in the quarantine.
+    inside: u64,
+    /// Pages that were mapped anew.
+    mapped: u64,
+    since: Instant,
+}
+
+impl<'a> Held<'a> {
+    /// Takes as many of the pages (at most 64) as the kernel lets us; writes into `outcomes` why it did not take
+    /// the others.
+    ///
+    /// # Errors
+    /// Why it took none.
+    pub fn take(
+        gear: Gear<'a>,
+        quarantine: &'a mut Quarantine,
+        pages: AppPages,
+        intent: Option<Intent<'_>>,
+        outcomes: &mut [Outcome],
+    ) -> Result<Self, Outcome> {
+        let count = outcomes.len().min(STEP_PAGES);
+        let at = quarantine.reserve(count).ok_or(Outcome::NoMemory)?;
+        let quarantine = &quarantine.pages;
+        let nowhere = Slot {
+            arena: ksm_engine::page::ArenaId(0),
+            index: 0,
+        };
+        gear.journal.begin(Entry::Moving {
+            run: pages.run(),
+            at: quarantine.run().start + at as u64,
+            slot: intent.map_or(nowhere, |intent| intent.slot),
+            inode: intent.map_or(0, |intent| intent.inode),
+        });
+        if let Err(errno) = gear.uffd.register(pages, Wait::Missing) {
+            if errno == Errno::NOMEM {
+                // Only then can a part be registered: the kernel checks all mappings before it splits the first.
+                let _ = gear.uffd.unregister(pages);
+            }
+            gear.journal.end();
+            return Err(match errno {
+                Errno::BUSY => Outcome::Claimed,
+                Errno::NOMEM => Outcome::NoMaps,
+                _ => Outcome::Unsuitable,
+            });
+        }
+        let mut held = Self {
+            gear,
+            pages,
+            quarantine,
+            at,
+            inside: 0,
+            mapped: 0,
+            since: Instant::now(),
+        };
+        held.move_in(outcomes);
+        Ok(held)
+    }
+
+    fn move_in(&mut self, outcomes: &mut [Outcome]) {
+        let count = outcomes.len().min(STEP_PAGES);
+        let start = self.quarantine.run().start + self.at as u64;
+        let (mut i, mut most, mut tries) = (0, count, 0);
+        while i < count {
+            let len = most.min(count - i);
+            let part = self.pages.part(i as u64, len as u64);
+            let progress = self.gear.uffd.take(part, start + i as u64);
+            let moved = usize::try_from(progress.pages).unwrap_or(0);
+            self.inside |= bits(i, moved);
+            i += moved;
+            let Some(errno) = progress.stopped else {
+                most = count;
+                continue;
+            };
+            if moved > 0 {
+                continue;
+            }
+            let refused = match errno {
+                Errno::AGAIN | Errno::INTR if tries < TRIES => {
+                    tries += 1;
+                    continue;
+                }
+                // One call takes pages of one mapping only.
+                Errno::INVAL if len > 1 => {
+                    most = len / 2;
+                    continue;
+                }
+                Errno::BUSY | Errno::AGAIN => Outcome::Pinned,
+                Errno::NOENT => Outcome::Gone,
+                Errno::INVAL => Outcome::Unsuitable,
+                Errno::NOMEM => Outcome::NoMemory,
+                _ => Outcome::Failed,
+            };
+            if let Some(outcome) = outcomes.get_mut(i) {
+                *outcome = refused;
+            }
+            i += 1;
+        }
+    }
+
+    /// Which pages are held.
+    pub fn inside(&self) -> u64 {
+        self.inside
+    }
+
+    /// The bytes of a held page.
+    pub fn page(&self, index: usize) -> Option<&PageBytes> {
+        if self.inside & bits(index, 1) == 0 {
+            return None;
+        }
+        self.quarantine.page(self.at + index)
+    }
+
+    /// Gives the app the slots in the place of held pages.
+    ///
+    /// # Errors
+    /// Of `mmap`; the pages are still held then.
+    pub fn map(
+        &mut self,
+        first: usize,
+        count: usize,
+        arena: BorrowedFd<'_>,
+        slot: u32,
+    ) -> Result<(), Errno> {
+        let part = self.pages.part(first as u64, count as u64);
+        remap::replace(part, Replacement::Slots { arena, first: slot })?;
+        self.inside &= !bits(first, count);
+        self.mapped |= bits(first, count);
+        Ok(())
+    }
+
+    /// Gives the app the zero page in the place of held pages; returns how many it has.
+    pub fn map_zero(&mut self, first: usize, count: usize) -> usize {
+        let mut done = 0;
+        while done < count {
+            let part = self
+                .pages
+                .part((first + done) as u64, (count - done) as u64);
+            let progress = self.gear.uffd.zero(part);
+            let zeroed = usize::try_from(progress.pages).unwrap_or(0);
+            self.inside &= !bits(first + done, zeroed);
+            done += zeroed;
+            if zeroed == 0 && progress.stopped.is_some() {
+                break;
+            }
+        }
+        done
+    }
+
+    fn give_back(&self) {
+        let start = self.quarantine.run().start + self.at as u64;
+        for (first, count) in bit_runs(self.inside) {
+            let mut i = 0;
+            while i < count {
+                let from = start + (first + i) as u64;
+                let rest = self.pages.part((first + i) as u64, (count - i) as u64);
+                let moved = self.gear.uffd.give_back(from, rest).pages;
+                i += usize::try_from(moved).unwrap_or(0);
+                if moved == 0 {
+                    give_back_page(self.gear.uffd, from, rest.part(0, 1));
+                    i += 1;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.give_back();
+        let count = usize::try_from(self.pages.run().len).unwrap_or(STEP_PAGES);
+        for (first, count) in bit_runs(bits(0, count) & !self.mapped) {
+            let part = self.pages.part(first as u64, count as u64);
+            if self.gear.uffd.unregister(part).is_err() {
+                // Some page of it was unmapped meanwhile: the others still want to be as they were.
+                for i in 0..part.run().len {
+                    let _ = self.gear.uffd.unregister(part.part(i, 1));
+                }
+            }
+        }
+        let _ = self.gear.uffd.wake(self.pages);
+        self.gear.counters.hold(self.since.elapsed());
+        self.gear.journal.end();
+    }
+}

@@ -1,0 +1,312 @@
+//! Looking at pages: which are there, which are calm, which are still merged.
+//!
+//! The page tables say what a page is before it is touched; only ordinary pages that are not in the skip list are read, 64 at a time,
+//! into a buffer of ours. Whatever the app does meanwhile, a hash and a digest are of the same bytes.
+
+use super::report::ReportBuffer;
+use super::{Agent, STEP_PAGES, is_zero, pins, quick_hash};
+use crate::space::states::{Flags, PageState};
+use crate::space::{PATIENCE, Tables};
+use crate::sys::maps::Maps;
+use crate::sys::memory::OwnPages;
+use crate::sys::pagemap::{Found, PageIs};
+use crate::sys::read::{READ_RUNS, read_pages};
+use ksm_engine::digest::Salt;
+use ksm_engine::order::VisitState;
+use ksm_engine::page::{PageBytes, PageRun};
+
+/// Pages of address space that one step looks at, most of them holes.
+const WINDOW: u64 = 1 << 14;
+
+/// Where a step stopped.
+struct Stop {
+    page: u64,
+    /// The report takes no more, or the limit is reached.
+    full: bool,
+}
+
+impl Agent {
+    /// Visits pages until there are `limit`; returns where it stopped.
+    pub(super) fn visit(
+        &mut self,
+        range: PageRun,
+        limit: u32,
+        skip: &[PageRun],
+        out: &mut ReportBuffer,
+    ) -> u64 {
+        let mut visitor = Visitor {
+            salt: self.salt,
+            app: self.app,
+            maps: self.headroom.maps(),
+            skip,
+            left: limit,
+            pins: None,
+            out,
+        };
+        let mut at = range.start;
+        while at < range.end() {
+            let Some(mut tables) = self.space.step(PATIENCE) else {
+                return at;
+            };
+            let Some(region) = tables.registered(PageRun::between(at, range.end())) else {
+                return range.end();
+            };
+            let region = region.run();
+            let window = PageRun {
+                start: region.start,
+                len: region.len.min(WINDOW),
+            };
+            let most = u64::from(visitor.left).clamp(1, STEP_PAGES as u64);
+            let Ok(found) = self.pagemap.scan(window, most) else {
+                at = window.end();
+                continue;
+            };
+            let end = found.end().clamp(window.start + 1, window.end());
+            let window = PageRun::between(window.start, end);
+            let stop = visitor.step(&mut tables, &mut self.buffer, &found, window);
+            at = stop.page;
+            if stop.full {
+                break;
+            }
+        }
+        at
+    }
+}
+
+struct Visitor<'a> {
+    salt: Salt,
+    app: u32,
+    maps: &'a Maps,
+    skip: &'a [PageRun],
+    left: u32,
+    /// Whether the process can have pins; asked once in a visit, and only if a broken page is calm.
+    pins: Option<bool>,
+    out: &'a mut ReportBuffer,
+}
+
+/// The pages of a step that are read, in ascending order.
+struct ToRead {
+    pages: [u64; STEP_PAGES],
+    count: usize,
+    unreadable: u64,
+}
+
+impl Visitor<'_> {
+    fn step(
+        &mut self,
+        tables: &mut Tables,
+        buffer: &mut OwnPages,
+        found: &Found,
+        window: PageRun,
+    ) -> Stop {
+        let read = self.read(buffer, found);
+        let mut bytes = read
+            .pages
+            .iter()
+            .zip(buffer.pages())
+            .take(read.count)
+            .enumerate()
+            .map(|(i, (page, bytes))| (*page, bytes, read.unreadable & 1 << i == 0));
+        let mut at = window.start;
+        for (run, is) in found.runs() {
+            if let Some(stop) = self.absent(tables, PageRun::between(at, run.start)) {
+                return stop;
+            }
+            for page in run.start..run.end() {
+                let read = match is_ordinary(is) && !self.is_skipped(page) {
+                    true => bytes
+                        .next()
+                        .and_then(|(_, bytes, good)| good.then_some(bytes)),
+                    false => None,
+                };
+                if !self.out.has_room() || self.left == 0 {
+                    return Stop { page, full: true };
+                }
+                self.present(tables, page, is, read);
+            }
+            at = run.end();
+        }
+        match self.absent(tables, PageRun::between(at, window.end())) {
+            Some(stop) => stop,
+            None => Stop {
+                page: window.end(),
+                full: false,
+            },
+        }
+    }
+
+    /// Copies the ordinary pages that are not skipped.
+    fn read(&self, buffer: &mut OwnPages, found: &Found) -> ToRead {
+        let mut read = ToRead {
+            pages: [0; STEP_PAGES],
+            count: 0,
+            unreadable: 0,
+        };
+        let ordinary = found.runs().filter(|(_, is)| is_ordinary(*is));
+        let wanted = ordinary
+            .flat_map(|(run, _)| run.start..run.end())
+            .filter(|page| !self.is_skipped(*page));
+        for (place, page) in read.pages.iter_mut().zip(wanted) {
+            *place = page;
+            read.count += 1;
+        }
+        let mut done = 0;
+        while let Some(rest) = read
+            .pages
+            .get(done..read.count)
+            .filter(|rest| !rest.is_empty())
+        {
+            let (runs, count) = as_runs(rest);
+            let into = buffer
+                .pages_mut()
+                .get_mut(done..read.count)
+                .unwrap_or(&mut []);
+            done += read_pages(runs.get(..count).unwrap_or(&[]), into);
+            if done < read.count {
+                read.unreadable |= 1 << done;
+                done += 1;
+            }
+        }
+        read
+    }
+
+    fn is_skipped(&self, page: u64) -> bool {
+        let index = self.skip.partition_point(|run| run.end() <= page);
+        self.skip.get(index).is_some_and(|run| run.contains(page))
+    }
+
+    fn report(&mut self, page: u64, state: VisitState) {
+        self.out.visit(page, state, None);
+        if state != VisitState::Skipped {
+            self.left -= 1;
+        }
+    }
+
+    /// Pages without an entry in the page table: nothing, but for merged pages that nobody has touched.
+    fn absent(&mut self, tables: &mut Tables, run: PageRun) -> Option<Stop> {
+        let mut rest = run;
+        while let Some(page) = tables.states.first(rest) {
+            if !self.out.has_room() || self.left == 0 {
+                return Some(Stop { page, full: true });
+            }
+            let state = tables.states.get(page);
+            self.at_its_slot(tables, page, state);
+            rest = PageRun::between(page + 1, run.end());
+        }
+        None
+    }
+
+    /// A page that is not private: if its mapping is ours it shows its slot, also if it was broken and then discarded.
+    fn at_its_slot(&mut self, tables: &mut Tables, page: u64, mut state: PageState) {
+        if !state.flags.intersects(Flags::MERGED | Flags::BROKEN) {
+            tables.states.forget(page);
+            return;
+        }
+        if state.flags.contains(Flags::BROKEN) {
+            // The hash is that of the private copy; the slot's bytes are not known to have it.
+            state.flags = Flags::MERGED;
+            state.hash = 0;
+            tables.states.set(page, state);
+        }
+        self.left -= 1;
+        if state.flags.contains(Flags::FOREIGN) {
+            self.out.visit(page, VisitState::Foreign, None);
+        } else {
+            self.out.visit(page, VisitState::Merged, Some(state.slot));
+        }
+    }
+
+    fn present(&mut self, tables: &mut Tables, page: u64, is: PageIs, read: Option<&PageBytes>) {
+        let mut state = tables.states.get(page);
+        if is.contains(PageIs::ZERO) {
+            if !state.flags.contains(Flags::ZEROED) {
+                tables.states.forget(page);
+            }
+            return;
+        }
+        if is.contains(PageIs::FILE) {
+            self.at_its_slot(tables, page, state);
+            return;
+        }
+        state.flags.remove(Flags::ZEROED);
+        if state.flags.contains(Flags::MERGED) && self.is_plain(page) {
+            // The app unmapped it without telling, and this is another page.
+            state = PageState::UNKNOWN;
+        } else if state.flags.contains(Flags::MERGED) {
+            // The hash stays: a page that was written with the bytes it had is calm at once, as with ksmd.
+            state
+                .flags
+                .remove(Flags::MERGED | Flags::FOREIGN | Flags::KNOWN);
+            state.flags.insert(Flags::BROKEN);
+        }
+        if !is.contains(PageIs::PRESENT) {
+            tables.states.set(page, state);
+        } else if let Some(bytes) = read {
+            self.ordinary(page, &mut state, bytes);
+            tables.states.set(page, state);
+        } else {
+            tables.states.set(page, state);
+            if self.is_skipped(page) {
+                self.report(page, VisitState::Skipped);
+            }
+        }
+    }
+
+    fn is_plain(&self, page: u64) -> bool {
+        self.maps.at(page).is_ok_and(|mapping| mapping.inode == 0)
+    }
+
+    fn ordinary(&mut self, page: u64, state: &mut PageState, bytes: &PageBytes) {
+        let hash = quick_hash(bytes);
+        if !state.flags.contains(Flags::SEEN) || state.hash != hash {
+            state.hash = hash;
+            state.flags.remove(Flags::KNOWN | Flags::RESTED);
+            state.flags.insert(Flags::SEEN);
+            self.report(page, VisitState::Changed);
+        } else if state.flags.contains(Flags::BROKEN) && !self.may_merge_again(state) {
+            self.report(page, VisitState::Unsure);
+        } else if is_zero(bytes) {
+            self.report(page, VisitState::CalmZero);
+        } else if state.flags.contains(Flags::KNOWN) {
+            self.report(page, VisitState::CalmKnown);
+        } else {
+            state.flags.insert(Flags::KNOWN);
+            self.out.digest(self.salt.digest(bytes));
+            self.report(page, VisitState::Calm);
+        }
+    }
+
+    /// A page that was merged once can be pinned without our seeing it. It is tried again after a visit of rest, where
+    /// the process seems to have no pins; whether it has is asked again when the page is held.
+    fn may_merge_again(&mut self, state: &mut PageState) -> bool {
+        if !state.flags.contains(Flags::RESTED) {
+            state.flags.insert(Flags::RESTED);
+            return false;
+        }
+        let app = self.app;
+        !*self.pins.get_or_insert_with(|| pins::are_possible(app))
+    }
+}
+
+fn is_ordinary(is: PageIs) -> bool {
+    is.contains(PageIs::PRESENT) && !is.intersects(PageIs::FILE | PageIs::ZERO)
+}
+
+fn as_runs(pages: &[u64]) -> ([PageRun; READ_RUNS], usize) {
+    let mut runs = [PageRun { start: 0, len: 0 }; READ_RUNS];
+    let mut count: usize = 0;
+    for page in pages {
+        if let Some(last) = count.checked_sub(1).and_then(|last| runs.get_mut(last))
+            && last.end() == *page
+        {
+            last.len += 1;
+        } else if let Some(next) = runs.get_mut(count) {
+            *next = PageRun {
+                start: *page,
+                len: 1,
+            };
+            count += 1;
+        }
+    }
+    (runs, count)
+}

@@ -1,0 +1,169 @@
+//! The app's memory, read and written as another language would: through raw pointers.
+#![allow(unsafe_code, reason = "plays the part of the app")]
+
+use ksm_engine::page::{PAGE_SIZE, PageBytes, PageRun};
+use rustix::mm::{
+    Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap_anonymous, mprotect, munmap,
+};
+use std::ptr::null_mut;
+
+/// Anonymous memory. Unmapped when dropped.
+#[derive(Debug)]
+pub struct Memory {
+    start: *mut u8,
+    pages: usize,
+}
+
+// SAFETY: all access is through volatile reads and writes, or the kernel.
+unsafe impl Send for Memory {}
+// SAFETY: as above.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    pub fn map(pages: usize) -> Self {
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        let bytes = pages * PAGE_SIZE;
+        // SAFETY: a mapping at an address of the kernel's choice replaces nothing.
+        let start = unsafe { mmap_anonymous(null_mut(), bytes, protection, MapFlags::PRIVATE) };
+        Self {
+            start: start.unwrap().cast(),
+            pages,
+        }
+    }
+
+    pub fn run(&self) -> PageRun {
+        PageRun {
+            start: (self.start.addr() / PAGE_SIZE) as u64,
+            len: self.pages as u64,
+        }
+    }
+
+    pub fn part(&self, first: u64, len: u64) -> PageRun {
+        PageRun {
+            start: self.run().start + first,
+            len,
+        }
+    }
+
+    pub fn pointer(&self, page: usize) -> *mut u8 {
+        assert!(page < self.pages);
+        // SAFETY: inside the mapping.
+        unsafe { self.start.add(page * PAGE_SIZE) }
+    }
+
+    pub fn write(&self, page: usize, bytes: &PageBytes) {
+        let target = self.pointer(page).cast::<u64>();
+        for (i, word) in bytes.as_chunks::<8>().0.iter().enumerate() {
+            let place = target.wrapping_add(i);
+            // SAFETY: inside the page, which is mapped and aligned.
+            unsafe { place.write_volatile(u64::from_ne_bytes(*word)) };
+        }
+    }
+
+    pub fn write_byte(&self, page: usize, offset: usize, byte: u8) {
+        assert!(offset < PAGE_SIZE);
+        let place = self.pointer(page).wrapping_add(offset);
+        // SAFETY: inside the page.
+        unsafe { place.write_volatile(byte) };
+    }
+
+    pub fn read(&self, page: usize) -> PageBytes {
+        let source = self.pointer(page).cast::<u64>();
+        let mut bytes = [0; PAGE_SIZE];
+        for (i, word) in bytes.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+            let place = source.wrapping_add(i);
+            // SAFETY: inside the page, which is mapped and aligned.
+            *word = unsafe { place.read_volatile() }.to_ne_bytes();
+        }
+        bytes
+    }
+
+    pub fn protect(&self, flags: MprotectFlags) {
+        // SAFETY: the memory is ours.
+        unsafe { mprotect(self.start.cast(), self.pages * PAGE_SIZE, flags) }.unwrap();
+    }
+
+    pub fn advise(&self, page: usize, pages: usize, advice: Advice) {
+        // SAFETY: the memory is ours.
+        unsafe { madvise(self.pointer(page).cast(), pages * PAGE_SIZE, advice) }.unwrap();
+    }
+
+    pub fn lock(&self) {
+        // SAFETY: the memory is ours.
+        unsafe { rustix::mm::mlock(self.start.cast(), self.pages * PAGE_SIZE) }.unwrap();
+    }
+
+    /// New memory in the same place, as a bare system call of the app puts it there.
+    pub fn replace_behind_our_back(&self) {
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::PRIVATE | MapFlags::FIXED;
+        let bytes = self.pages * PAGE_SIZE;
+        // SAFETY: the memory is ours.
+        unsafe { mmap_anonymous(self.start.cast(), bytes, protection, flags) }.unwrap();
+    }
+
+    pub fn unmap(&self, page: usize, pages: usize) {
+        // SAFETY: the caller touches them no more.
+        unsafe { munmap(self.pointer(page).cast(), pages * PAGE_SIZE) }.unwrap();
+    }
+
+    /// What the kernel says about the pages: its pagemap entries.
+    pub fn pagemap(&self) -> Vec<u64> {
+        let file = std::fs::File::open("/proc/self/pagemap").unwrap();
+        let mut bytes = vec![0; self.pages * 8];
+        let offset = self.run().start * 8;
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, offset).unwrap();
+        bytes
+            .as_chunks::<8>()
+            .0
+            .iter()
+            .map(|entry| u64::from_le_bytes(*entry))
+            .collect()
+    }
+
+    /// Whether a page is present and page cache or shared (bit 61 of its pagemap entry).
+    pub fn is_shared(&self, page: usize) -> bool {
+        let _ = self.read(page);
+        self.pagemap()[page] >> 61 & 1 == 1
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: the memory is ours.
+        let _ = unsafe { munmap(self.start.cast(), self.pages * PAGE_SIZE) };
+    }
+}
+
+/// Forks; the child runs `body` and exits with 0 if it returns true. Returns whether it did.
+pub fn in_fork(body: impl FnOnce() -> bool) -> bool {
+    // SAFETY: the child only reads and writes memory it has, and exits.
+    match unsafe { libc::fork() } {
+        -1 => panic!("fork"),
+        0 => {
+            let code = if body() { 0 } else { 1 };
+            // SAFETY: ends the child without running anything of the parent's.
+            unsafe { libc::_exit(code) }
+        }
+        child => wait_for(child),
+    }
+}
+
+pub fn wait_for(child: i32) -> bool {
+    let mut status = 0;
+    // SAFETY: status is ours to be written.
+    let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
+    assert_eq!(waited, child);
+    libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0
+}
+
+/// `read(2)` into the app's memory; the number of bytes or the error number.
+pub fn read_into(
+    fd: &impl std::os::fd::AsRawFd,
+    target: *mut u8,
+    length: usize,
+) -> Result<usize, i32> {
+    // SAFETY: the target is the app's memory, or an address that the kernel refuses.
+    let got = unsafe { libc::read(fd.as_raw_fd(), target.cast(), length) };
+    usize::try_from(got).map_err(|_| std::io::Error::last_os_error().raw_os_error().unwrap_or(0))
+}
