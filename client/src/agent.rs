@@ -89,7 +89,10 @@ impl Agent {
         let pages = OwnPages::map(MAP_PAGES).map_err(AgentError::of("mmap of the quarantine"))?;
         let quarantine = Quarantine::new(pages, &userfaults.moving)
             .map_err(AgentError::of("UFFDIO_REGISTER of the quarantine"))?;
-        let mut tables = space.lock();
+        // As the agent, also if an app thread makes it: whoever dies in here must be known for what he is.
+        let mut tables = space
+            .step(PATIENCE)
+            .ok_or(AgentError::of("lock of the space")(Errno::BUSY))?;
         for run in [donation.run(), buffer.run(), quarantine.run()] {
             tables
                 .add_agent_mapping(run)
@@ -204,7 +207,11 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        let mut tables = self.space.lock();
+        let mut tables = loop {
+            if let Some(tables) = self.space.step(PATIENCE) {
+                break tables;
+            }
+        };
         for run in [
             self.donation.run(),
             self.buffer.run(),

@@ -111,3 +111,234 @@ fn forget_plain(tables: &mut Tables, run: PageRun) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    //! Each test leaves things as an agent leaves them that is killed at that point.
+    use super::*;
+    use crate::agent::arena::Arena;
+    use crate::space::PATIENCE;
+    use crate::sys::memory::OwnPages;
+    use crate::sys::remap::{Replacement, replace};
+    use crate::sys::uffd::Wait;
+    use ksm_engine::page::{ArenaId, PAGE_SIZE, PageBytes};
+    use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, memfd_create, open};
+    use std::os::fd::{AsFd, OwnedFd};
+
+    const PAGES: u64 = 8;
+
+    fn page(i: u64) -> PageBytes {
+        [u8::try_from(i).expect("few pages") + 1; PAGE_SIZE]
+    }
+
+    struct Scene {
+        space: &'static Space,
+        userfaults: Userfaults,
+        memory: OwnPages,
+        quarantine: OwnPages,
+        arena: OwnedFd,
+    }
+
+    impl Scene {
+        /// The agent holds the lock, and is about to begin.
+        fn new() -> Self {
+            let space = Space::create().expect("memory");
+            let device = open(c"/dev/userfaultfd", OFlags::RDWR, Mode::empty()).expect("root");
+            let userfaults = Userfaults::new(Some(device.as_fd())).expect("Linux 6.8");
+            let pages = usize::try_from(PAGES).expect("few");
+            let mut memory = OwnPages::map(pages).expect("memory");
+            let arena = memfd_create(c"arena", MemfdFlags::ALLOW_SEALING).expect("memfd");
+            for (i, bytes) in (0..).zip(memory.pages_mut()) {
+                *bytes = page(i);
+                rustix::io::write(&arena, &page(i)).expect("written");
+            }
+            let seals = SealFlags::GROW | SealFlags::SHRINK | SealFlags::WRITE;
+            fcntl_add_seals(&arena, seals).expect("sealed");
+            space.register(memory.run()).expect("registered");
+            let quarantine = OwnPages::map(pages).expect("memory");
+            userfaults
+                .moving
+                .register_quarantine(quarantine.run())
+                .expect("registered");
+            std::mem::forget(space.step(PATIENCE).expect("the lock is free"));
+            Self {
+                space,
+                userfaults,
+                memory,
+                quarantine,
+                arena,
+            }
+        }
+
+        fn pages(&self) -> AppPages {
+            AppPages::vouched_for(self.memory.run())
+        }
+
+        fn begin(&self) {
+            let arena = Arena::open(self.arena.as_fd(), 0, 8).expect("sealed");
+            self.space.journal.begin(Entry::Moving {
+                run: self.memory.run(),
+                at: self.quarantine.run().start,
+                slot: Slot {
+                    arena: ArenaId(4),
+                    index: 0,
+                },
+                inode: arena.inode(),
+            });
+        }
+
+        fn take(&self, first: u64, len: u64) {
+            let to = self.quarantine.run().start + first;
+            let progress = self
+                .userfaults
+                .moving
+                .take(self.pages().part(first, len), to);
+            assert_eq!((progress.pages, progress.stopped), (len, None));
+        }
+
+        fn map(&self, first: u64, len: u64) {
+            let by = Replacement::Slots {
+                arena: self.arena.as_fd(),
+                first: u32::try_from(first).expect("few"),
+            };
+            replace(self.pages().part(first, len), by).expect("mapped");
+        }
+
+        /// Recovers, and finds the app's bytes and the lock as they should be.
+        fn recover(mut self, merged: impl Fn(u64) -> bool) {
+            self.space.recover(&self.userfaults);
+            assert_eq!(self.space.journal.entry(), None);
+            let mut tables = self.space.lock();
+            for (i, number) in (0..).zip(self.memory.run().start..) {
+                if i == PAGES {
+                    break;
+                }
+                let index = usize::try_from(i).expect("few");
+                let bytes = self.memory.page(index).expect("one of them");
+                assert_eq!(*bytes, page(i), "page {i}");
+                let state = tables.states.get(number);
+                assert_eq!(state.flags.contains(Flags::MERGED), merged(i), "page {i}");
+                if merged(i) {
+                    assert_eq!(u64::from(state.slot.index), i);
+                }
+            }
+            tables.forget_states(self.memory.run());
+            drop(tables);
+            // Nobody waits for anything any more.
+            for bytes in self.memory.pages_mut() {
+                bytes.fill(0xEE);
+            }
+        }
+    }
+
+    #[test]
+    fn killed_before_it_took_anything() {
+        let scene = Scene::new();
+        scene.recover(|_| false);
+    }
+
+    #[test]
+    fn killed_after_it_wrote_the_journal() {
+        let scene = Scene::new();
+        scene.begin();
+        scene.recover(|_| false);
+    }
+
+    #[test]
+    fn killed_after_it_registered() {
+        let scene = Scene::new();
+        scene.begin();
+        scene
+            .userfaults
+            .moving
+            .register(scene.pages(), Wait::Missing)
+            .expect("registered");
+        scene.recover(|_| false);
+    }
+
+    #[test]
+    fn killed_with_some_pages_or_all_in_quarantine() {
+        for taken in 1..=PAGES {
+            let scene = Scene::new();
+            scene.begin();
+            scene
+                .userfaults
+                .moving
+                .register(scene.pages(), Wait::Missing)
+                .expect("registered");
+            scene.take(0, taken);
+            scene.recover(|_| false);
+        }
+    }
+
+    #[test]
+    fn killed_with_pages_mapped_that_it_had_not_noted() {
+        for (first, len) in [(0, 8), (0, 3), (2, 4), (7, 1)] {
+            let scene = Scene::new();
+            scene.begin();
+            scene
+                .userfaults
+                .moving
+                .register(scene.pages(), Wait::Missing)
+                .expect("registered");
+            scene.take(0, 8);
+            scene.map(first, len);
+            scene.recover(|i| (first..first + len).contains(&i));
+        }
+    }
+
+    #[test]
+    fn killed_while_it_gave_pages_back() {
+        let scene = Scene::new();
+        scene.begin();
+        scene
+            .userfaults
+            .moving
+            .register(scene.pages(), Wait::Missing)
+            .expect("registered");
+        scene.take(0, 8);
+        scene.map(4, 4);
+        let back = scene
+            .userfaults
+            .moving
+            .give_back(scene.quarantine.run().start, scene.pages().part(0, 2));
+        assert_eq!(back.pages, 2);
+        scene.recover(|i| i >= 4);
+    }
+
+    #[test]
+    fn killed_while_it_held_writers_off() {
+        let scene = Scene::new();
+        scene.space.journal.begin(Entry::Protecting {
+            run: scene.memory.run(),
+        });
+        scene
+            .userfaults
+            .protecting
+            .register(scene.pages(), Wait::Protected)
+            .expect("registered");
+        scene
+            .userfaults
+            .protecting
+            .protect(scene.pages())
+            .expect("protected");
+        scene.recover(|_| false);
+    }
+
+    #[test]
+    fn the_app_changed_its_protection_while_its_pages_were_held() {
+        let scene = Scene::new();
+        scene.begin();
+        scene
+            .userfaults
+            .moving
+            .register(scene.pages(), Wait::Missing)
+            .expect("registered");
+        scene.take(0, 8);
+        scene.memory.make_read_only().expect("mprotect");
+        scene.space.recover(&scene.userfaults);
+        for (i, bytes) in (0..).zip(scene.memory.pages()) {
+            assert_eq!(*bytes, page(i));
+        }
+    }
+}

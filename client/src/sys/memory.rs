@@ -185,6 +185,20 @@ impl OwnPages {
         Some(unsafe { page.as_ref() })
     }
 
+    /// What an app may do with its memory at any time.
+    #[cfg(test)]
+    pub fn make_read_only(&self) -> Result<()> {
+        let length = self.pages * PAGE_SIZE;
+        // SAFETY: the mapping is ours; only readers follow.
+        unsafe {
+            rustix::mm::mprotect(
+                self.first.as_ptr().cast(),
+                length,
+                rustix::mm::MprotectFlags::READ,
+            )
+        }
+    }
+
     /// Gives the memory of the first `pages` pages back; they read as zero afterwards.
     ///
     /// # Errors
