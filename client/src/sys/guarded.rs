@@ -29,14 +29,15 @@ impl<T> Guarded<T> {
 
     /// Takes the lock for the agent, if it gets it in time.
     pub fn lock_as_agent(&self, patience: Duration) -> Option<Guard<'_, T>> {
+        // Not `then_some`: a guard that is made and dropped would release somebody else's lock.
         self.lock
             .acquire_as_agent(patience)
-            .then_some(Guard { of: self })
+            .then(|| Guard { of: self })
     }
 
     /// Takes over the lock of an agent that is dead. `None` if it did not hold it.
     pub fn inherit_from_dead_agent(&self) -> Option<Guard<'_, T>> {
-        self.lock.inherit().then_some(Guard { of: self })
+        self.lock.inherit().then(|| Guard { of: self })
     }
 
     /// Who holds the lock.
@@ -82,5 +83,21 @@ impl<T> DerefMut for Guard<'_, T> {
 impl<T> Drop for Guard<'_, T> {
     fn drop(&mut self) {
         self.of.lock.release();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn giving_up_leaves_the_lock_with_its_holder() {
+        let guarded = Guarded::<u64>::new_zeroed();
+        let held = guarded.lock();
+        assert!(guarded.lock_as_agent(Duration::ZERO).is_none());
+        assert!(guarded.inherit_from_dead_agent().is_none());
+        assert_eq!(guarded.holder(), Some(Side::App));
+        drop(held);
+        assert_eq!(guarded.holder(), None);
     }
 }
