@@ -452,7 +452,8 @@ impl<S: SlotStore> Engine<S> {
             return None;
         }
         self.next_arena += 1;
-        self.domains.get_mut(&domain)?.arenas.add(id);
+        let slots = self.store.slots_per_arena();
+        self.domains.get_mut(&domain)?.arenas.add(id, slots);
         Some(id)
     }
 

@@ -5,7 +5,7 @@
 
 use crate::page::{ArenaId, DomainId, PageBytes, Slot};
 
-/// Slots of one arena: 32 MiB of address space, of which only written slots take memory.
+/// Slots of one arena, unless a store says otherwise: 32 MiB of address space, of which only written slots take memory.
 pub const ARENA_SLOTS: u32 = 8192;
 
 /// Why a store could not do what it was asked.
@@ -28,7 +28,12 @@ pub enum StoreError {
 
 /// Keeps the bytes of slots.
 pub trait SlotStore {
-    /// Makes an empty arena of [`ARENA_SLOTS`] slots for the pages of `domain`.
+    /// Slots of each arena, the same for all of them.
+    fn slots_per_arena(&self) -> u32 {
+        ARENA_SLOTS
+    }
+
+    /// Makes an empty arena of [`Self::slots_per_arena`] slots for the pages of `domain`.
     ///
     /// # Errors
     /// When the system refuses; nothing is left behind then.

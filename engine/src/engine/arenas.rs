@@ -6,7 +6,6 @@
 
 use super::stable::NodeId;
 use crate::page::{ArenaId, Slot};
-use crate::store::ARENA_SLOTS;
 use std::collections::BTreeMap;
 
 /// One arena of a domain.
@@ -15,6 +14,8 @@ pub(crate) struct Arena {
     /// The node of each slot given out; `None` when it is not in use any more.
     nodes: Vec<Option<NodeId>>,
     used: u32,
+    /// How many it has room for.
+    slots: u32,
     /// Items still mapped here after their nodes were moved elsewhere.
     pub(crate) left_behind: u64,
     /// Its pages are being moved out.
@@ -23,7 +24,7 @@ pub(crate) struct Arena {
 
 impl Arena {
     fn is_full(&self) -> bool {
-        self.nodes.len() == ARENA_SLOTS as usize
+        self.nodes.len() == self.slots as usize
     }
 }
 
@@ -41,10 +42,11 @@ impl Arenas {
     }
 
     /// Adds an empty arena and opens it. The one that was open before takes no more slots.
-    pub(crate) fn add(&mut self, id: ArenaId) {
+    pub(crate) fn add(&mut self, id: ArenaId, slots: u32) {
         let arena = Arena {
             nodes: Vec::new(),
             used: 0,
+            slots,
             left_behind: 0,
             retiring: false,
         };
@@ -129,7 +131,7 @@ impl Arenas {
 
     /// A full arena with at most a quarter of its slots in use, unless another one is being retired still.
     pub(crate) fn sparse(&self) -> Option<ArenaId> {
-        let sparse = |a: &Arena| a.is_full() && a.used > 0 && a.used <= ARENA_SLOTS / 4;
+        let sparse = |a: &Arena| a.is_full() && a.used > 0 && a.used <= a.slots / 4;
         if self.arenas.values().any(|arena| arena.retiring) {
             return None;
         }

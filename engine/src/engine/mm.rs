@@ -3,7 +3,7 @@
 use super::items::ItemTable;
 use crate::order::VISIT_PAGES;
 use crate::page::{DomainId, MmId, PageRun};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 /// One address space.
 #[derive(Debug)]
@@ -97,10 +97,11 @@ impl Mm {
     }
 }
 
-/// All address spaces, by number. Numbers are used again.
+/// All address spaces, by number, so that orders to all of them always go out in the same order. Numbers are used
+/// again.
 #[derive(Debug, Default)]
 pub(crate) struct MmTable {
-    mms: HashMap<MmId, Mm>,
+    mms: BTreeMap<MmId, Mm>,
     next: u32,
     free: Vec<MmId>,
 }
