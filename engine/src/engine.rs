@@ -297,7 +297,11 @@ impl<S: SlotStore> Engine<S> {
             (Purpose::Unmerge(range), ReportRef::Unmerged { end }) => {
                 self.unmerged(mm, *range, *end)?;
             }
-            _ => return Err(ReportError::WrongKind),
+            _ => {
+                // The order is still open, and lost when the peer is cut off.
+                self.outbox.reopen(id, sent);
+                return Err(ReportError::WrongKind);
+            }
         }
         self.pump();
         Ok(())

@@ -72,6 +72,11 @@ impl Outbox {
         }
     }
 
+    /// Takes an order that was answered as open again.
+    pub(crate) fn reopen(&mut self, id: OrderId, sent: Sent) {
+        self.sent.insert(id, sent);
+    }
+
     /// Whether an order of this number was ever sent.
     pub(crate) fn was_sent(&self, id: OrderId) -> bool {
         id.0 != 0 && id.0 <= self.next
