@@ -2,11 +2,12 @@
 //!
 //! Tests and the simulator call it after every step; it is slow and changes nothing.
 
-use super::Engine;
 use super::items::{ItemRef, State};
 use super::stable::NodeId;
-use crate::page::{PAGE_LIMIT, PageRun};
+use super::{Domain, Engine};
+use crate::page::{DomainId, PAGE_LIMIT, PageRun};
 use crate::store::SlotStore;
+use std::collections::BTreeMap;
 
 impl<S: SlotStore> Engine<S> {
     /// Recounts all items, lists and slots.
@@ -19,11 +20,16 @@ impl<S: SlotStore> Engine<S> {
             len: PAGE_LIMIT,
         };
         let (mut attached, mut unshared) = (0, 0);
+        let mut digests: BTreeMap<DomainId, u64> = BTreeMap::new();
         for (id, mm) in self.mms.iter() {
             let mut merging = 0;
             let mut items = 0;
             for (page, item) in mm.items.within(all) {
                 items += 1;
+                if matches!(item.state, State::Known | State::Unstable) {
+                    self.audit_digest(ItemRef::new(id, page), item.link)?;
+                    *digests.entry(mm.domain).or_default() += 1;
+                }
                 match item.state {
                     State::Absent | State::Volatile | State::Known => {}
                     State::Unstable => unshared += 1,
@@ -43,7 +49,34 @@ impl<S: SlotStore> Engine<S> {
         }
         agree("attached items", self.tally.attached, attached)?;
         agree("pages_unshared", self.tally.unshared, unshared)?;
+        for (id, domain) in &self.domains {
+            let counted = digests.get(id).copied().unwrap_or_default();
+            agree("digests", domain.unstable.len(), counted)?;
+        }
+        self.audit_rest()?;
         self.audit_nodes()
+    }
+
+    fn audit_digest(&self, item: ItemRef, entry: u32) -> Result<(), String> {
+        let mm = self.mms.get(item.mm()).ok_or("item of no mm")?;
+        let domain = self.domains.get(&mm.domain).ok_or("mm of no domain")?;
+        if domain.unstable.item(entry) == item {
+            Ok(())
+        } else {
+            Err(format!("digest {entry} is not of {item:?}"))
+        }
+    }
+
+    /// Between two batches nothing is in the making.
+    fn audit_rest(&self) -> Result<(), String> {
+        if self.ksmd.is_working() {
+            return Ok(());
+        }
+        let foundings = |domain: &Domain| domain.foundings.len() as u64;
+        agree("foundings", self.domains.values().map(foundings).sum(), 0)?;
+        agree("plans", self.plans.len() as u64, 0)?;
+        agree("orders", self.outbox.is_busy().into(), 0)?;
+        agree("steps", self.steps.len() as u64, 0)
     }
 
     fn audit_attached(&self, item: ItemRef, node: NodeId, position: u32) -> Result<(), String> {

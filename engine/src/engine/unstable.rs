@@ -61,6 +61,16 @@ impl UnstableTree {
         self.free.push(entry);
     }
 
+    /// Digests remembered.
+    pub(crate) fn len(&self) -> u64 {
+        (self.known.len() - self.free.len()) as u64
+    }
+
+    /// The item of an entry.
+    pub(crate) fn item(&self, entry: u32) -> ItemRef {
+        self.known[entry as usize].item
+    }
+
     /// The digest of an entry.
     pub(crate) fn digest(&self, entry: u32) -> Digest {
         self.known[entry as usize].digest
