@@ -297,6 +297,7 @@ impl<S: SlotStore> Engine<S> {
             (Purpose::Unmerge(range), ReportRef::Unmerged { end }) => {
                 self.unmerged(mm, *range, *end)?;
             }
+            (Purpose::Forget, ReportRef::Unmerged { .. }) => {}
             _ => {
                 // The order is still open, and lost when the peer is cut off.
                 self.outbox.reopen(id, sent);

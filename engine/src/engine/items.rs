@@ -54,11 +54,45 @@ pub(crate) struct RmapItem {
     pub(crate) age: u8,
     /// Visits still to be skipped (smart scan).
     pub(crate) skips: u8,
-    /// Still mapped to the slot that its stable node had before its arena was retired.
-    pub(crate) on_old_slot: bool,
+    marks: u8,
 }
 
+/// Still mapped to the slot that its stable node had before its arena was retired.
+const ON_OLD_SLOT: u8 = 1;
+/// See [`RmapItem::doubt`].
+const DOUBTED: u8 = 2;
+
 impl RmapItem {
+    /// Says that the page is still mapped to the slot that its stable node had before its arena was retired.
+    pub(crate) fn stay_on_old_slot(&mut self) {
+        self.marks |= ON_OLD_SLOT;
+    }
+
+    /// Whether the page is still mapped to the old slot of its stable node.
+    pub(crate) fn is_on_old_slot(&self) -> bool {
+        self.marks & ON_OLD_SLOT != 0
+    }
+
+    /// Says that the page is not mapped to an old slot any more. Returns whether it was.
+    pub(crate) fn leave_old_slot(&mut self) -> bool {
+        let was = self.is_on_old_slot();
+        self.marks &= !ON_OLD_SLOT;
+        was
+    }
+
+    /// A visit of the page was lost: its agent may have reported a digest that never arrived, and a "known" that it
+    /// reports now may mean that one.
+    pub(crate) fn doubt(&mut self) {
+        self.marks |= DOUBTED;
+    }
+
+    /// A visit arrived. Returns whether one was lost before.
+    pub(crate) fn end_doubt(&mut self) -> bool {
+        let was = self.marks & DOUBTED != 0;
+        self.marks &= !DOUBTED;
+        was
+    }
+
     /// What smart scan says of an ordinary page now: whether this visit is to be skipped.
     pub(crate) fn would_skip(&self) -> bool {
         self.age >= 3 && self.skips > 0
@@ -156,6 +190,16 @@ impl ItemTable {
             self.tracked -= 1;
             if chunk.tracked == 0 {
                 self.chunks.remove(&number);
+            }
+        }
+    }
+
+    /// Changes all items in `run`.
+    pub(crate) fn each_within(&mut self, run: PageRun, change: impl Fn(&mut RmapItem)) {
+        let pages: Vec<u64> = self.within(run).map(|(page, _)| page).collect();
+        for page in pages {
+            if let Some(item) = self.get_mut(page) {
+                change(item);
             }
         }
     }

@@ -34,12 +34,16 @@ pub(crate) struct Plan {
     donate: Vec<(u64, NodeId)>,
     map: Vec<(u64, Slot)>,
     zero: Vec<u64>,
+    forget: Vec<u64>,
     remap: Vec<(u64, Slot)>,
 }
 
 impl Plan {
     fn has_more_than_donations(&self) -> bool {
-        !self.map.is_empty() || !self.zero.is_empty() || !self.remap.is_empty()
+        !(self.map.is_empty()
+            && self.zero.is_empty()
+            && self.forget.is_empty()
+            && self.remap.is_empty())
     }
 
     fn is_empty(&self) -> bool {
@@ -97,6 +101,11 @@ impl<S: SlotStore> Engine<S> {
         self.plan(item.mm()).zero.push(item.page());
     }
 
+    /// The agent has reported the digest of a page, but the report was lost: it is to start over with the page.
+    pub(super) fn plan_forget(&mut self, item: ItemRef) {
+        self.plan(item.mm()).forget.push(item.page());
+    }
+
     /// Whether anything is planned and not ordered yet.
     pub(super) fn has_plans(&self) -> bool {
         !self.plans.is_empty()
@@ -126,6 +135,7 @@ impl<S: SlotStore> Engine<S> {
                     self.order_maps(mm, std::mem::take(&mut plan.map), map_order);
                     self.order_maps(mm, std::mem::take(&mut plan.remap), remap_order);
                     self.order_zeroes(mm, &std::mem::take(&mut plan.zero));
+                    self.order_to_forget(mm, &std::mem::take(&mut plan.forget));
                     self.order_donation(mm, &mut plan.donate);
                     if !plan.is_empty() {
                         self.plans.insert(mm, plan);
@@ -164,6 +174,13 @@ impl<S: SlotStore> Engine<S> {
             let runs = page_runs(pages.iter().copied());
             let order = Order::Zero { runs: runs.clone() };
             self.outbox.send(mm, order, Purpose::Zero(runs), self.now);
+        }
+    }
+
+    fn order_to_forget(&mut self, mm: MmId, pages: &[u64]) {
+        for range in page_runs(pages.iter().copied()) {
+            let order = Order::Unmerge { range };
+            self.outbox.send(mm, order, Purpose::Forget, self.now);
         }
     }
 
@@ -374,7 +391,7 @@ impl<S: SlotStore> Engine<S> {
                     }
                 };
             match sent.purpose {
-                Purpose::Visit => self.visit_failed(id),
+                Purpose::Visit => self.visit_lost(id),
                 Purpose::Donate(nodes) => {
                     for node in nodes {
                         self.give_up(mm, node, Outcome::Lost);
@@ -384,6 +401,7 @@ impl<S: SlotStore> Engine<S> {
                 Purpose::Zero(runs) => lost(self, runs, Self::zeroed),
                 Purpose::Remap(runs) => lost(self, runs, Self::remapped),
                 Purpose::Unmerge(_) => self.unmerge_lost(mm),
+                Purpose::Forget => {}
             }
         }
         if let Some(mm) = self.mms.get_mut(mm) {

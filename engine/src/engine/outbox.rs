@@ -18,6 +18,8 @@ pub(crate) enum Purpose {
     Map(Vec<PageRun>),
     Zero(Vec<PageRun>),
     Unmerge(PageRun),
+    /// An unmerge of pages that are not merged, so that the agent hashes them anew.
+    Forget,
     Remap(Vec<PageRun>),
 }
 

@@ -54,7 +54,7 @@ impl<S: SlotStore> Engine<S> {
             if let Some(mm) = self.mms.get_mut(item.mm())
                 && let Some(tracked) = mm.items.get_mut(item.page())
             {
-                tracked.on_old_slot = true;
+                tracked.stay_on_old_slot();
             }
         }
         self.left_behind.insert((id, node), from);
@@ -83,7 +83,7 @@ impl<S: SlotStore> Engine<S> {
         let Some(tracked) = mm.items.get_mut(item.page()) else {
             return;
         };
-        if !std::mem::take(&mut tracked.on_old_slot) {
+        if !tracked.leave_old_slot() {
             return;
         }
         if let Some(from) = self.left_behind.get(&(domain, node))

@@ -6,6 +6,7 @@
 
 use super::Engine;
 use super::ReportError;
+use super::items::RmapItem;
 use super::mm::Mm;
 use super::outbox::Purpose;
 use crate::knobs::RunState;
@@ -322,6 +323,20 @@ impl<S: SlotStore> Engine<S> {
         if let Some((outcome, _)) = self.step_of(id) {
             *outcome = VisitOutcome::Failed;
         }
+    }
+
+    /// The agent may have looked, but what it saw will never be known.
+    pub(super) fn visit_lost(&mut self, order: OrderId) {
+        let step = self.steps.iter().find_map(|step| match step {
+            Step::Visit { id, mm, range, .. } if *id == order => Some((*mm, *range)),
+            Step::Visit { .. } | Step::End(_) => None,
+        });
+        if let Some((mm, range)) = step
+            && let Some(mm) = self.mms.get_mut(mm)
+        {
+            mm.items.each_within(range, RmapItem::doubt);
+        }
+        self.visit_failed(order);
     }
 
     /// Takes the steps that are ready, in order. Returns whether there was any.

@@ -1,7 +1,7 @@
 //! The merge routine: what is decided for each page that a visit found (the kernel's `cmp_and_merge_page`).
 
 use super::Engine;
-use super::items::{ItemRef, State};
+use super::items::{ItemRef, RmapItem, State};
 use super::scan::Visited;
 use super::stable::{NodeId, SearchRules};
 use super::unstable::Found;
@@ -54,6 +54,11 @@ impl<S: SlotStore> Engine<S> {
             return;
         }
         self.tally.scanned += 1;
+        let doubted = self
+            .mms
+            .get_mut(item.mm())
+            .and_then(|mm| mm.items.get_mut(item.page()))
+            .is_some_and(RmapItem::end_doubt);
         match state {
             VisitState::Merged => return self.found_merged(item, slot),
             // Mapped to what an earlier daemon made: nothing to save there, nothing to lose.
@@ -80,8 +85,12 @@ impl<S: SlotStore> Engine<S> {
                 self.set_digest(item, digest);
                 self.look_for_twin(item);
             }
-            (VisitState::CalmKnown, _) if self.item(item).state == State::Known => {
+            (VisitState::CalmKnown, _) if self.item(item).state == State::Known && !doubted => {
                 self.look_for_twin(item);
+            }
+            (VisitState::CalmKnown, _) => {
+                self.forget_digest(item);
+                self.plan_forget(item);
             }
             (VisitState::Unsure, _) => {
                 self.forget_digest(item);
@@ -108,7 +117,7 @@ impl<S: SlotStore> Engine<S> {
         if known.state == State::Stable && node == Some(NodeId(known.link)) {
             return self.leave_old_slot(item, NodeId(known.link));
         }
-        if known.state == State::Stable && known.on_old_slot {
+        if known.state == State::Stable && known.is_on_old_slot() {
             let own = self
                 .domain_of(item.mm())
                 .stable
@@ -202,7 +211,7 @@ impl<S: SlotStore> Engine<S> {
             tracked.state = State::Stable;
             tracked.link = node.0;
             tracked.position = position;
-            tracked.on_old_slot = false;
+            tracked.leave_old_slot();
         }
     }
 
