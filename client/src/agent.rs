@@ -18,6 +18,7 @@ mod zero;
 
 use crate::space::restore::{RestoreError, Restorer};
 use crate::space::{PATIENCE, Space};
+use crate::sys::maps::Maps;
 use crate::sys::memory::{OwnPages, SharedPages};
 use crate::sys::pagemap::Pagemap;
 use crate::sys::read::read_pages;
@@ -51,6 +52,38 @@ impl AgentError {
     }
 }
 
+/// Files in which the kernel shows an address space. A process that has changed its user may not open its own any more,
+/// but may go on using those it has.
+#[derive(Debug)]
+pub struct View {
+    pagemap: Pagemap,
+    maps: Maps,
+}
+
+impl View {
+    /// That of the caller.
+    ///
+    /// # Errors
+    /// Of `open`.
+    pub fn open() -> rustix::io::Result<Self> {
+        Ok(Self {
+            pagemap: Pagemap::open()?,
+            maps: Maps::open()?,
+        })
+    }
+
+    /// A second pair of descriptors for the same files.
+    ///
+    /// # Errors
+    /// When there are too many descriptors.
+    pub fn try_clone(&self) -> rustix::io::Result<Self> {
+        Ok(Self {
+            pagemap: self.pagemap.try_clone()?,
+            maps: self.maps.try_clone()?,
+        })
+    }
+}
+
 /// The agent of one address space.
 #[derive(Debug)]
 pub struct Agent {
@@ -78,6 +111,22 @@ impl Agent {
         donation: BorrowedFd<'_>,
         salt: Salt,
     ) -> Result<Self, AgentError> {
+        let view = View::open().map_err(AgentError::of("open of /proc/self"))?;
+        Self::with_view(space, userfaults, app, donation, salt, view)
+    }
+
+    /// The same with files that were opened earlier.
+    ///
+    /// # Errors
+    /// See above.
+    pub fn with_view(
+        space: &'static Space,
+        userfaults: Userfaults,
+        app: u32,
+        donation: BorrowedFd<'_>,
+        salt: Salt,
+        View { pagemap, maps }: View,
+    ) -> Result<Self, AgentError> {
         let size =
             rustix::fs::fstat(donation).map_err(AgentError::of("fstat of the donation buffer"))?;
         if size.st_size < (DONATION_PAGES * 4096).try_into().unwrap_or(i64::MAX) {
@@ -89,29 +138,38 @@ impl Agent {
         let pages = OwnPages::map(MAP_PAGES).map_err(AgentError::of("mmap of the quarantine"))?;
         let quarantine = Quarantine::new(pages, &userfaults.moving)
             .map_err(AgentError::of("UFFDIO_REGISTER of the quarantine"))?;
-        // As the agent, also if an app thread makes it: whoever dies in here must be known for what he is.
-        let mut tables = space
-            .step(PATIENCE)
-            .ok_or(AgentError::of("lock of the space")(Errno::BUSY))?;
-        for run in [donation.run(), buffer.run(), quarantine.run()] {
-            tables
-                .add_agent_mapping(run)
-                .map_err(|_| AgentError::of("own memory")(Errno::NOMEM))?;
-        }
-        drop(tables);
         let mut agent = Self {
             space,
             userfaults,
             app,
             salt,
-            pagemap: Pagemap::open().map_err(AgentError::of("open of /proc/self/pagemap"))?,
+            pagemap,
             donation,
             buffer,
             quarantine,
-            headroom: Headroom::new().map_err(AgentError::of("vm.max_map_count"))?,
+            headroom: Headroom::new(maps).map_err(AgentError::of("vm.max_map_count"))?,
         };
+        // Only now, when nothing but `drop` can unmap them: what is entered here and unmapped by an early return may be
+        // the app's memory by the time that a dead agent is cleaned up after.
+        for run in agent.mappings() {
+            // As the agent, also if an app thread makes it: whoever dies in here must be known for what he is.
+            space
+                .step(PATIENCE)
+                .ok_or(AgentError::of("lock of the space")(Errno::BUSY))?
+                .add_agent_mapping(run)
+                .map_err(|_| AgentError::of("own memory")(Errno::NOMEM))?;
+        }
         agent.warm_up();
         Ok(agent)
+    }
+
+    /// Its memory that others must know of.
+    fn mappings(&self) -> [PageRun; 3] {
+        [
+            self.donation.run(),
+            self.buffer.run(),
+            self.quarantine.run(),
+        ]
     }
 
     /// Calls once what looks something up at its first call (CPU features, the vDSO, symbols of a library that is

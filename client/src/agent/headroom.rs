@@ -28,8 +28,7 @@ impl Headroom {
     ///
     /// # Errors
     /// When `/proc` does not say.
-    pub fn new() -> Result<Self> {
-        let maps = Maps::open()?;
+    pub fn new(maps: Maps) -> Result<Self> {
         Ok(Self {
             limit: limit()?,
             estimate: maps.count()?,

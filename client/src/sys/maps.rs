@@ -45,6 +45,14 @@ impl Maps {
         .map(Self)
     }
 
+    /// A second descriptor for the same file.
+    ///
+    /// # Errors
+    /// When there are too many descriptors.
+    pub fn try_clone(&self) -> Result<Self> {
+        rustix::io::fcntl_dupfd_cloexec(&self.0, 3).map(Self)
+    }
+
     /// How many mappings there are. Takes about half a microsecond for each.
     ///
     /// # Errors

@@ -91,6 +91,14 @@ impl Pagemap {
         .map(Self)
     }
 
+    /// A second descriptor for the same file.
+    ///
+    /// # Errors
+    /// When there are too many descriptors.
+    pub fn try_clone(&self) -> Result<Self> {
+        rustix::io::fcntl_dupfd_cloexec(&self.0, 3).map(Self)
+    }
+
     /// Finds pages of `run` that are present or swapped, until there are `most` of them.
     ///
     /// # Errors
