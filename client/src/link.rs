@@ -1,0 +1,176 @@
+//! A connection to the daemon, as steward and agent hold it.
+//!
+//! Nothing here uses the heap or a lock of the app: the agent reconnects while the app may be frozen inside `malloc`.
+//! Every call is bounded in time, so that a daemon that hangs costs the app nothing.
+
+use crate::link_state::LinkState;
+use ksm_engine::digest::Salt;
+use ksm_engine::wire::{Hello, MessageBuffer, ToAgent, ToDaemon};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::Timespec;
+use rustix::io::{Errno, IoSlice, IoSliceMut};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg,
+    sendmsg, socket_with, sockopt,
+};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// How long the daemon may take to answer, or to make room for a message.
+const PATIENCE: Timespec = Timespec {
+    tv_sec: 5,
+    tv_nsec: 0,
+};
+/// The most descriptors a message carries.
+const MOST_DESCRIPTORS: usize = 2;
+/// Longer than the longest message, with the kernel's own overhead.
+const SEND_BUFFER: usize = 192 * 1024;
+
+/// Descriptors that came with a message.
+pub type Descriptors = [Option<OwnedFd>; MOST_DESCRIPTORS];
+
+/// A connected socket whose other end belongs to root or to this user.
+#[derive(Debug)]
+pub struct Link {
+    socket: OwnedFd,
+}
+
+/// What the daemon answers a greeting with.
+#[derive(Debug)]
+pub struct Welcome {
+    /// Salt of this user's domain.
+    pub salt: Salt,
+    /// The donation buffer.
+    pub donation: OwnedFd,
+    /// `/dev/userfaultfd`, if the daemon may open it.
+    pub device: Option<OwnedFd>,
+}
+
+impl Link {
+    /// Connects.
+    pub fn connect(address: &SocketAddrUnix) -> Result<Self, LinkState> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+            .map_err(LinkState::Failed)?;
+        // A smaller buffer of the host's choice takes most messages as well.
+        let _ = sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER);
+        connect(&socket, address).map_err(LinkState::NoDaemon)?;
+        let uid = sockopt::socket_peercred(&socket)
+            .map_err(LinkState::Failed)?
+            .uid;
+        if uid.is_root() || uid == rustix::process::geteuid() {
+            Ok(Self { socket })
+        } else {
+            Err(LinkState::Untrusted { uid: uid.as_raw() })
+        }
+    }
+
+    /// The connection whose socket was handed over.
+    pub fn from_socket(socket: OwnedFd) -> Self {
+        Self { socket }
+    }
+
+    /// The socket.
+    pub fn into_socket(self) -> OwnedFd {
+        self.socket
+    }
+
+    /// Greets, and waits for the answer.
+    pub fn greet(&self, hello: Hello, buffer: &mut MessageBuffer) -> Result<Welcome, LinkState> {
+        self.send(&ToDaemon::Hello(hello), buffer)?;
+        let (answer, [donation, device]) = self.answer(buffer)?;
+        match (answer, donation) {
+            (ToAgent::Welcome { salt }, Some(donation)) => Ok(Welcome {
+                salt,
+                donation,
+                device,
+            }),
+            (ToAgent::Refused(reason), _) => Err(LinkState::Refused(reason)),
+            _ => Err(LinkState::Protocol),
+        }
+    }
+
+    /// Waits for a message.
+    pub fn answer<'b>(
+        &self,
+        buffer: &'b mut MessageBuffer,
+    ) -> Result<(ToAgent<'b>, Descriptors), LinkState> {
+        self.wait_for(PollFlags::IN)?;
+        self.receive(buffer)?
+            .ok_or(LinkState::NoDaemon(Errno::TIMEDOUT))
+    }
+
+    /// Sends a message, waiting for room if need be.
+    pub fn send(
+        &self,
+        message: &ToDaemon<'_>,
+        buffer: &mut MessageBuffer,
+    ) -> Result<(), LinkState> {
+        let len = message.encode(buffer).map_err(|_| LinkState::Protocol)?;
+        let bytes = buffer.0.get(..len).ok_or(LinkState::Protocol)?;
+        loop {
+            let mut none = SendAncillaryBuffer::default();
+            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+            match sendmsg(&self.socket, &[IoSlice::new(bytes)], &mut none, flags) {
+                Ok(_) => return Ok(()),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => self.wait_for(PollFlags::OUT)?,
+                Err(errno) => return Err(LinkState::NoDaemon(errno)),
+            }
+        }
+    }
+
+    /// Receives a message if one is there.
+    pub fn receive<'b>(
+        &self,
+        buffer: &'b mut MessageBuffer,
+    ) -> Result<Option<(ToAgent<'b>, Descriptors)>, LinkState> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+        let received = loop {
+            let mut parts = [IoSliceMut::new(&mut buffer.0)];
+            match recvmsg(&self.socket, &mut parts, &mut control, flags) {
+                Ok(received) => break received,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(errno) => return Err(LinkState::NoDaemon(errno)),
+            }
+        };
+        if received.bytes == 0 {
+            return Err(LinkState::NoDaemon(Errno::CONNRESET));
+        }
+        if received.flags.contains(ReturnFlags::TRUNC) {
+            return Err(LinkState::Protocol);
+        }
+        let mut descriptors = Descriptors::default();
+        let sent = control.drain().filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(rights) => Some(rights),
+            _ => None,
+        });
+        for (place, fd) in descriptors.iter_mut().zip(sent.flatten()) {
+            *place = Some(fd);
+        }
+        let bytes = buffer.0.get(..received.bytes).ok_or(LinkState::Protocol)?;
+        let message = ToAgent::decode(bytes).map_err(|_| LinkState::Protocol)?;
+        Ok(Some((message, descriptors)))
+    }
+
+    fn wait_for(&self, event: PollFlags) -> Result<(), LinkState> {
+        loop {
+            match poll(&mut [PollFd::new(&self.socket, event)], Some(&PATIENCE)) {
+                Ok(0) => return Err(LinkState::NoDaemon(Errno::TIMEDOUT)),
+                Ok(_) => return Ok(()),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(LinkState::Failed(errno)),
+            }
+        }
+    }
+}
+
+impl AsFd for Link {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
