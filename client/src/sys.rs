@@ -14,4 +14,6 @@ pub mod memory;
 pub mod pagemap;
 pub mod read;
 pub mod remap;
+pub mod room;
+pub mod task;
 pub mod uffd;

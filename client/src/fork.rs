@@ -1,0 +1,62 @@
+//! What happens around a fork of the app.
+//!
+//! A fork in the middle of a merge would give the child a hole where the agent holds a page; so the fork waits until the
+//! agent holds nothing (tens of microseconds). The child has its parent's merged pages, with the right bytes, since
+//! mappings are inherited. It gets a steward at once, for nothing could wake it later, but one that does nothing for
+//! a while: most children are about to exec. `vfork` and `posix_spawn` come by none of this, and need none of it.
+
+use crate::presence::Presence;
+use crate::space::Space;
+use crate::sys::room::Kept;
+use crate::sys::task;
+use ksm_engine::page::{PAGE_LIMIT, PageRun};
+use rustix::io::Errno;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The presence of this process, once a client was started.
+pub(crate) static PRESENCE: Kept<Presence> = Kept::empty();
+
+static WATCHED: AtomicBool = AtomicBool::new(false);
+
+/// From now on forks are safe.
+///
+/// # Errors
+/// When there is no memory.
+pub(crate) fn watch() -> Result<(), Errno> {
+    if WATCHED.swap(true, Ordering::AcqRel) {
+        return Ok(());
+    }
+    task::at_fork(before, in_parent, in_child)
+        .inspect_err(|_| WATCHED.store(false, Ordering::Release))
+}
+
+extern "C" fn before() {
+    if let Some(space) = Space::get() {
+        space.lock_for_fork();
+    }
+}
+
+extern "C" fn in_parent() {
+    if let Some(space) = Space::get() {
+        space.unlock_parent();
+    }
+}
+
+extern "C" fn in_child() {
+    let Some(space) = Space::get() else {
+        return;
+    };
+    space.reset_child();
+    let Some(presence) = PRESENCE.get() else {
+        return;
+    };
+    presence.reset_in_child();
+    let anywhere = PageRun {
+        start: 0,
+        len: PAGE_LIMIT,
+    };
+    if space.first_registered(anywhere).is_some() {
+        // Without one the child goes on unmerged; the next call of ours tries again.
+        let _ = presence.start_steward();
+    }
+}

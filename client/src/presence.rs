@@ -1,0 +1,250 @@
+//! What the app's threads, the steward and the agent tell each other.
+//!
+//! It lies in memory of our own, so that the agent may look at it while it holds any page of the app. There is one in a
+//! process; a forked child inherits it and starts afresh. All of it is atomics: no task ever waits for another one's
+//! lock here.
+
+use crate::desk::Desk;
+use crate::link_state::{LinkState, LinkWord};
+use crate::space::Space;
+use crate::sys::room::{Stack, Workplace};
+use crate::sys::task::{self, WAKE};
+use crate::sys::uffd::Userfaults;
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use rustix::net::SocketAddrUnix;
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, kill_process, pidfd_getfd, pidfd_open};
+use rustix::thread::futex::{self, Flags};
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long an app thread waits at most for the daemon to be told of a registration, or for the first connection.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Pages of a stack. Only what is touched takes memory. On the steward's, the C library puts the thread-local storage of
+/// all libraries as well.
+const STACK_PAGES: usize = 256;
+/// How often a waiting app thread looks whether there still is something to wait for.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// See the module.
+#[derive(Debug)]
+pub struct Presence {
+    /// The address space's state.
+    pub space: &'static Space,
+    /// Where the daemon may listen.
+    pub addresses: [Option<SocketAddrUnix>; 2],
+    /// The stack of the steward.
+    steward_stack: Stack,
+    /// The stack of the agent.
+    pub agent_stack: Stack,
+    /// Where the steward, and then the agent, reads and writes messages.
+    pub desk: Workplace<Desk>,
+    /// How the daemon and we stand.
+    pub link: LinkWord,
+    /// Process id of the app.
+    pub app: AtomicU32,
+    /// Process id of the process that this one was forked from with merged pages; 0 if none.
+    pub parent: AtomicU32,
+    /// Process id of the agent; 0 if there is none.
+    pub agent: AtomicU32,
+    /// Whether the agent is to end.
+    pub dismissed: AtomicBool,
+    /// Thread id of the steward; 0 if there is none.
+    pub steward: AtomicU32,
+    /// The steward's userfaultfds, as numbers in its own descriptor table, plus one; 0 if there are none.
+    userfaults: [AtomicU32; 2],
+    /// Whether somebody has started, or is starting, the steward.
+    has_steward: AtomicBool,
+    /// Whether a steward of a child that is waiting to see if it lives should wait no longer.
+    hurry: AtomicU32,
+    /// Attempts to connect that have come to an end.
+    attempts: AtomicU32,
+    /// Requests to send what is queued, and how many of them were fulfilled.
+    asked: AtomicU32,
+    answered: AtomicU32,
+}
+
+impl Presence {
+    /// A presence without steward and agent.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub fn new(
+        space: &'static Space,
+        addresses: [Option<SocketAddrUnix>; 2],
+    ) -> Result<Self, Errno> {
+        let new = Self {
+            space,
+            addresses,
+            steward_stack: Stack::map(STACK_PAGES)?,
+            agent_stack: Stack::map(STACK_PAGES)?,
+            desk: Workplace::map()?,
+            link: LinkWord::new(LinkState::Starting),
+            app: AtomicU32::new(process_id()),
+            parent: AtomicU32::new(0),
+            agent: AtomicU32::new(0),
+            dismissed: AtomicBool::new(false),
+            steward: AtomicU32::new(0),
+            userfaults: [AtomicU32::new(0), AtomicU32::new(0)],
+            has_steward: AtomicBool::new(false),
+            hurry: AtomicU32::new(0),
+            attempts: AtomicU32::new(0),
+            asked: AtomicU32::new(0),
+            answered: AtomicU32::new(0),
+        };
+        for own in [
+            new.steward_stack.run(),
+            new.agent_stack.run(),
+            new.desk.run(),
+        ] {
+            space.add_own_range(own).map_err(|_| Errno::NOMEM)?;
+        }
+        Ok(new)
+    }
+
+    /// Starts the steward unless it has been started.
+    ///
+    /// # Errors
+    /// When no thread can be made.
+    pub fn start_steward(&'static self) -> Result<(), Errno> {
+        if self.has_steward.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        task::start_thread(self.steward_stack, self)
+            .inspect_err(|_| self.has_steward.store(false, Ordering::Release))
+    }
+
+    /// In a child just forked: nobody works for it yet.
+    pub fn reset_in_child(&self) {
+        let parent = self.app.swap(process_id(), Ordering::Relaxed);
+        self.parent.store(parent, Ordering::Relaxed);
+        self.link.set(LinkState::Starting);
+        self.desk.reset_in_child();
+        let [moving, protecting] = &self.userfaults;
+        for zeroed in [
+            &self.agent,
+            &self.steward,
+            moving,
+            protecting,
+            &self.hurry,
+            &self.attempts,
+            &self.asked,
+            &self.answered,
+        ] {
+            zeroed.store(0, Ordering::Relaxed);
+        }
+        self.dismissed.store(false, Ordering::Relaxed);
+        self.has_steward.store(false, Ordering::Release);
+    }
+
+    /// Whether this process was forked since the presence was last [reset](Self::reset_in_child).
+    #[must_use]
+    pub fn is_inherited(&self) -> bool {
+        self.app.load(Ordering::Acquire) != process_id()
+    }
+
+    /// Says where the steward keeps its userfaultfds.
+    pub fn publish_userfaults(&self, userfaults: &Userfaults) {
+        for (place, fd) in self.userfaults.iter().zip(userfaults.descriptors()) {
+            place.store(fd.as_raw_fd().unsigned_abs() + 1, Ordering::Release);
+        }
+    }
+
+    /// Copies of the steward's userfaultfds in the table of the caller; needs Linux 6.9.
+    #[must_use]
+    pub fn borrow_userfaults(&self) -> Option<Userfaults> {
+        /// `PIDFD_THREAD`: the steward has a descriptor table of its own, and is not the first thread.
+        const THREAD: PidfdFlags = PidfdFlags::from_bits_retain(OFlags::EXCL.bits());
+        let steward = Pid::from_raw(self.steward.load(Ordering::Acquire).cast_signed())?;
+        let steward = pidfd_open(steward, THREAD).ok()?;
+        let copy = |place: &AtomicU32| {
+            let number = place.load(Ordering::Acquire).checked_sub(1)?;
+            pidfd_getfd(&steward, number.cast_signed(), PidfdGetfdFlags::empty()).ok()
+        };
+        let [moving, protecting] = &self.userfaults;
+        Some(Userfaults::from_descriptors([
+            copy(moving)?,
+            copy(protecting)?,
+        ]))
+    }
+
+    /// For the steward of a child: waits for `childhood`, or until a thread of the child asks for something.
+    pub fn wait_out(&self, childhood: Duration) {
+        let look = childhood.try_into().ok();
+        // Whatever ends the wait early, starting early harms nobody.
+        let _ = futex::wait(&self.hurry, Flags::PRIVATE, 0, look.as_ref());
+    }
+
+    /// Says how an attempt to connect, or a connection, ended.
+    pub fn say(&self, state: LinkState) {
+        self.link.set(state);
+        self.attempts.fetch_add(1, Ordering::Release);
+        wake(&self.attempts);
+    }
+
+    /// Waits until somebody has tried to connect, but not for ever.
+    pub fn wait_for_first_attempt(&self) {
+        self.hurry.store(1, Ordering::Release);
+        wake(&self.hurry);
+        wait_until(&self.attempts, || {
+            self.attempts.load(Ordering::Acquire) != 0
+        });
+    }
+
+    /// Has the agent send what is queued, and waits until it has; not for ever, and not at all without a daemon.
+    pub fn announce(&self) {
+        if self.link.get() == LinkState::Starting {
+            self.wait_for_first_attempt();
+        }
+        if self.link.get() != LinkState::Connected {
+            return;
+        }
+        let ticket = self.asked.fetch_add(1, Ordering::AcqRel).wrapping_add(1);
+        let agent = self.agent.load(Ordering::Acquire).cast_signed();
+        if let Some(agent) = Pid::from_raw(agent) {
+            // If it is gone, the next one sends everything anyhow.
+            let _ = kill_process(agent, WAKE);
+        }
+        wait_until(&self.answered, || {
+            let left = ticket.wrapping_sub(self.answered.load(Ordering::Acquire));
+            left.cast_signed() <= 0 || self.link.get() != LinkState::Connected
+        });
+    }
+
+    /// How many requests there have been.
+    pub fn asked(&self) -> u32 {
+        self.asked.load(Ordering::Acquire)
+    }
+
+    /// Says that everything is sent that was queued before the first `asked` requests.
+    pub fn answer(&self, asked: u32) {
+        if self.answered.swap(asked, Ordering::AcqRel) != asked {
+            wake(&self.answered);
+        }
+    }
+}
+
+fn process_id() -> u32 {
+    rustix::process::getpid().as_raw_pid().unsigned_abs()
+}
+
+fn wake(word: &AtomicU32) {
+    let everybody = i32::MAX.unsigned_abs();
+    let _ = futex::wake(word, Flags::PRIVATE, everybody);
+}
+
+fn wait_until(word: &AtomicU32, done: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let seen = word.load(Ordering::Acquire);
+        if done() || Instant::now() >= deadline {
+            return;
+        }
+        let look = LOOK.try_into().ok();
+        match futex::wait(word, Flags::PRIVATE, seen, look.as_ref()) {
+            Ok(()) | Err(Errno::AGAIN | Errno::INTR | Errno::TIMEDOUT) => {}
+            Err(_) => return,
+        }
+    }
+}

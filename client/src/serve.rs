@@ -1,0 +1,207 @@
+//! The life of an agent: settles in, talks to the daemon, does as ordered, reconnects when the daemon goes away.
+//!
+//! It is a task of its own in the app's address space (see [`crate::sys::task`]). The app may stand still at any point,
+//! with the lock of its heap held: nothing here may use the heap, a lock of the app or a logger, or panic.
+
+use crate::agent::{Agent, View};
+use crate::desk::Desk;
+use crate::link::{Link, Welcome};
+use crate::link_state::LinkState;
+use crate::presence::Presence;
+use crate::space::notices::Notice;
+use crate::steward::{Backoff, connect};
+use crate::sys::task::{self, HandedOver, TaskDuty};
+use crate::sys::uffd::Userfaults;
+use ksm_engine::digest::Salt;
+use ksm_engine::wire::{ToAgent, ToDaemon};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::Timespec;
+use rustix::io::Errno;
+use rustix::process::{Pid, Resource, Rlimit, Signal};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::Ordering;
+
+/// Lower than the app's, as ksmd's is.
+const NICENESS: i32 = 5;
+/// A wake-up may come while the app holds the lock of what is to be sent: looked again so often, in such intervals.
+const LOOKS: u32 = 5;
+const LOOK: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 100_000_000,
+};
+
+/// All that an agent needs to begin.
+#[derive(Debug)]
+pub struct Commission<'a> {
+    /// What it shares with app and steward.
+    pub presence: &'a Presence,
+    /// The steward's thread, which it must not outlive.
+    pub steward: Pid,
+    /// Readable when the agent is to end.
+    pub dismissal: &'a OwnedFd,
+    /// The steward's userfaultfds.
+    pub userfaults: &'a Userfaults,
+    /// The address space as the kernel shows it.
+    pub view: &'a View,
+    /// A connection that has been greeted.
+    pub socket: HandedOver,
+    /// The donation buffer of that connection.
+    pub donation: HandedOver,
+    /// The salt of that connection.
+    pub salt: Salt,
+    /// Room to work in.
+    pub desk: &'a mut Desk,
+}
+
+impl TaskDuty for Commission<'_> {
+    fn run(&mut self) {
+        // Whatever fails, the steward makes another agent after a while.
+        if let Err(errno) = self.settle_in().and_then(|wake| self.serve(&wake)) {
+            self.presence.say(LinkState::Failed(errno));
+        }
+    }
+}
+
+impl Commission<'_> {
+    /// Makes the task a good guest. Returns the descriptor that tells of wake-ups.
+    fn settle_in(&self) -> Result<OwnedFd, Errno> {
+        task::block_every_signal()?;
+        // Ends with the steward's thread, and so with the app, and with its exec.
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        let app = Pid::from_raw(self.presence.app.load(Ordering::Acquire).cast_signed());
+        let app = app.ok_or(Errno::SRCH)?;
+        let orphaned = rustix::process::getppid() != Some(app);
+        if orphaned || !task::thread_lives(app, self.steward) {
+            return Err(Errno::SRCH);
+        }
+        // None of these is worth giving up for. Out of the app's session, signals to its process group do not stop
+        // us; out of its directory, we keep no file system busy; without core dumps, our crash is no dump of the app.
+        let _ = rustix::process::setsid();
+        let _ = rustix::thread::set_name(c"ksm-agent");
+        let _ = task::schedule_normally();
+        let _ = rustix::process::nice(NICENESS);
+        let _ = rustix::process::chdir(c"/");
+        let no_dump = Rlimit {
+            current: Some(1),
+            maximum: Some(1),
+        };
+        let _ = rustix::process::setrlimit(Resource::Core, no_dump);
+        task::wake_descriptor()
+    }
+
+    fn serve(&mut self, wake: &OwnedFd) -> Result<(), Errno> {
+        let mut link = Link::from_socket(self.socket.adopt());
+        let mut agent = self.agent(&self.donation.adopt(), self.salt)?;
+        loop {
+            self.presence.say(LinkState::Connected);
+            let ended = self.converse(&link, &mut agent, wake);
+            // The daemon is to see this end closed before another connection of ours comes.
+            drop(link);
+            self.presence.say(ended);
+            let Some(connected) = self.reconnect() else {
+                return Ok(());
+            };
+            let welcome;
+            (link, welcome) = connected;
+            drop(agent);
+            agent = self.agent(&welcome.donation, welcome.salt)?;
+        }
+    }
+
+    fn agent(&self, donation: &OwnedFd, salt: Salt) -> Result<Agent, Errno> {
+        let userfaults = self.userfaults.try_clone()?;
+        let app = self.presence.app.load(Ordering::Acquire);
+        let (space, donation, view) = (
+            self.presence.space,
+            donation.as_fd(),
+            self.view.try_clone()?,
+        );
+        Agent::with_view(space, userfaults, app, donation, salt, view).map_err(|error| error.errno)
+    }
+
+    fn is_dismissed(&self) -> bool {
+        self.presence.dismissed.load(Ordering::Acquire)
+    }
+
+    /// Follows orders until the connection ends.
+    fn converse(&mut self, link: &Link, agent: &mut Agent, wake: &OwnedFd) -> LinkState {
+        let mut looks = 0;
+        loop {
+            if self.is_dismissed() {
+                return LinkState::Starting;
+            }
+            if let Err(state) = self.send_notices(link) {
+                return state;
+            }
+            match self.follow_order(link, agent) {
+                Err(state) => return state,
+                Ok(true) => continue,
+                Ok(false) => {}
+            }
+            let mut watched = [
+                PollFd::new(link, PollFlags::IN),
+                PollFd::new(wake, PollFlags::IN),
+                PollFd::new(self.dismissal, PollFlags::IN),
+            ];
+            let timeout = (looks > 0).then_some(&LOOK);
+            match poll(&mut watched, timeout) {
+                Ok(0) => looks -= 1,
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return LinkState::Failed(errno),
+            }
+            if watched[1].revents().contains(PollFlags::IN) {
+                let mut signals = [0; 128];
+                // Only empties it.
+                let _ = rustix::io::read(wake, &mut signals);
+                looks = LOOKS;
+            }
+        }
+    }
+
+    /// Tells the daemon what was registered and unregistered.
+    fn send_notices(&mut self, link: &Link) -> Result<(), LinkState> {
+        let asked = self.presence.asked();
+        while let Some(notice) = self.presence.space.next_notice() {
+            let message = match notice {
+                Notice::Register(range) => ToDaemon::Register { range },
+                Notice::Unregister(range) => ToDaemon::Unregister { range },
+            };
+            link.send(&message, &mut self.desk.outgoing)?;
+        }
+        self.presence.answer(asked);
+        Ok(())
+    }
+
+    /// Follows one order, if one is there.
+    fn follow_order(&mut self, link: &Link, agent: &mut Agent) -> Result<bool, LinkState> {
+        let Desk {
+            incoming,
+            outgoing,
+            report,
+        } = &mut *self.desk;
+        let Some((message, [arena, _])) = link.receive(incoming)? else {
+            return Ok(false);
+        };
+        let ToAgent::Order { id, order } = message else {
+            return Err(LinkState::Protocol);
+        };
+        let arena = arena.as_ref().map(AsFd::as_fd);
+        let report = agent.handle(&order, arena, report);
+        link.send(&ToDaemon::Report { order: id, report }, outgoing)?;
+        Ok(true)
+    }
+
+    /// Tries until a daemon answers; gives up when dismissed.
+    fn reconnect(&mut self) -> Option<(Link, Welcome)> {
+        while !self.presence.space.on_reconnect() {}
+        let mut backoff = Backoff::default();
+        while !self.is_dismissed() {
+            backoff.pause();
+            match connect(self.presence, &mut self.desk.incoming) {
+                Ok(connected) => return Some(connected),
+                Err(state) => self.presence.say(state),
+            }
+        }
+        None
+    }
+}
