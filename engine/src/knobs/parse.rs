@@ -13,7 +13,9 @@ fn digits(text: &[u8]) -> Result<u64, WriteError> {
     let (number, rest) = text.split_at(count);
     let value = number
         .iter()
-        .try_fold(0u64, |sum, digit| sum.checked_mul(10)?.checked_add(u64::from(digit - b'0')))
+        .try_fold(0u64, |sum, digit| {
+            sum.checked_mul(10)?.checked_add(u64::from(digit - b'0'))
+        })
         .ok_or(WriteError::Range)?;
     match rest {
         b"" | b"\n" if !number.is_empty() => Ok(value),
