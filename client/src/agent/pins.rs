@@ -17,7 +17,7 @@ const MOST: usize = 256;
 /// `O_DIRECT`.
 const DIRECT: u64 = 0o40000;
 /// Link targets of descriptors that pin nothing, apart from files of the file systems.
-const HARMLESS: [&[u8]; 20] = [
+const HARMLESS: [&[u8]; 21] = [
     b"pipe:[",
     b"socket:[",
     b"anon_inode:[eventfd]",
@@ -38,6 +38,7 @@ const HARMLESS: [&[u8]; 20] = [
     b"/dev/pts/",
     b"/dev/ptmx",
     b"/dev/kvm",
+    b"/dev/userfaultfd",
 ];
 /// Below `/dev`, but files as any other.
 const FILES_IN_DEV: [&[u8]; 3] = [b"/dev/shm/", b"/dev/hugepages/", b"/dev/mqueue/"];

@@ -235,3 +235,7 @@ pub fn page(seed: usize) -> PageBytes {
         state.to_le_bytes()[3]
     })
 }
+
+pub fn memfd_with(bytes: &PageBytes) -> OwnedFd {
+    Arena::unsealed(1, |_| *bytes)
+}

@@ -167,3 +167,90 @@ pub fn read_into(
     let got = unsafe { libc::read(fd.as_raw_fd(), target.cast(), length) };
     usize::try_from(got).map_err(|_| std::io::Error::last_os_error().raw_os_error().unwrap_or(0))
 }
+
+/// `pread(2)` into the app's memory; the number of bytes or the error number.
+pub fn pread_into(
+    fd: &impl std::os::fd::AsRawFd,
+    target: *mut u8,
+    length: usize,
+    offset: u64,
+) -> Result<usize, i32> {
+    let offset = offset.try_into().unwrap_or(i64::MAX);
+    // SAFETY: the target is the app's memory, or an address that the kernel refuses.
+    let got = unsafe { libc::pread(fd.as_raw_fd(), target.cast(), length, offset) };
+    usize::try_from(got).map_err(|_| std::io::Error::last_os_error().raw_os_error().unwrap_or(0))
+}
+
+/// Memory of the app that an io_uring has pinned as its fixed buffer. Unpinned some time after it is dropped.
+pub struct FixedBuffer {
+    ring: io_uring::IoUring,
+    target: *mut u8,
+}
+
+impl FixedBuffer {
+    pub fn register(target: *mut u8, pages: usize) -> Self {
+        let ring = io_uring::IoUring::new(2).unwrap();
+        let buffer = libc::iovec {
+            iov_base: target.cast(),
+            iov_len: pages * PAGE_SIZE,
+        };
+        // SAFETY: the memory outlives the test's use of the ring.
+        unsafe { ring.submitter().register_buffers(&[buffer]) }.unwrap();
+        Self { ring, target }
+    }
+
+    /// Has the kernel write the first page of the file into the buffer, as it does for a device.
+    pub fn read_into(mut self, file: &impl std::os::fd::AsRawFd) {
+        let fd = io_uring::types::Fd(file.as_raw_fd());
+        let length = u32::try_from(PAGE_SIZE).unwrap();
+        let read = io_uring::opcode::ReadFixed::new(fd, self.target, length, 0).build();
+        // SAFETY: the buffer is registered, and this call waits for the end of the read.
+        unsafe { self.ring.submission().push(&read) }.unwrap();
+        self.ring.submit_and_wait(1).unwrap();
+        let result = self.ring.completion().next().unwrap().result();
+        assert_eq!(usize::try_from(result), Ok(PAGE_SIZE));
+    }
+}
+
+/// A task that shares the address space and nothing else, and borrows the thread-local storage of the thread that
+/// made it, which only waits meanwhile.
+#[derive(Debug)]
+pub struct Task {
+    pid: i32,
+    stack: Memory,
+}
+
+const STACK_PAGES: usize = 256;
+
+impl Task {
+    pub fn start<F: Fn()>(body: &F) -> Self {
+        extern "C" fn enter<F: Fn()>(body: *mut libc::c_void) -> i32 {
+            // SAFETY: `start` passed a reference to it, which lives until the task is killed.
+            let body = unsafe { &*body.cast::<F>() };
+            body();
+            0
+        }
+        let stack = Memory::map(STACK_PAGES);
+        let top = stack.pointer(STACK_PAGES - 1).wrapping_add(PAGE_SIZE);
+        let argument = std::ptr::from_ref(body).cast_mut().cast();
+        // SAFETY: the stack is the task's alone; it is killed before its stack and its body go.
+        let pid = unsafe { libc::clone(enter::<F>, top.cast(), libc::CLONE_VM, argument) };
+        assert!(pid > 0, "clone");
+        Self { pid, stack }
+    }
+
+    pub fn kill(self) {
+        // SAFETY: the task is ours, and has not been waited for.
+        let killed = unsafe { libc::kill(self.pid, libc::SIGKILL) };
+        assert_eq!(killed, 0);
+        let mut status = 0;
+        // SAFETY: status is ours to be written.
+        let waited = unsafe { libc::waitpid(self.pid, &raw mut status, libc::__WCLONE) };
+        assert_eq!(waited, self.pid);
+        assert!(
+            libc::WIFSIGNALED(status),
+            "the agent ended by itself: {status}"
+        );
+        drop(self.stack);
+    }
+}
