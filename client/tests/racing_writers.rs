@@ -121,7 +121,7 @@ fn no_byte_is_lost_under_four_kinds_of_writers() {
             scope.spawn(move || {
                 let _stop = StopOnDrop(&stage.stop);
                 stage.own(owner, 77 + owner as u64, |i, _, bytes| {
-                    stage.memory.write(i, bytes)
+                    stage.memory.write(i, bytes);
                 });
             });
         }
@@ -149,7 +149,7 @@ fn no_byte_is_lost_under_four_kinds_of_writers() {
                 "only {merges} merges in {DEADLINE:?}"
             );
             turn += 1;
-            if turn % 8 == 0 {
+            if turn.is_multiple_of(8) {
                 // Finds broken pages; the direct I/O makes all of them unsure.
                 let _ = rig.states(stage.memory.run());
             }
