@@ -1,0 +1,267 @@
+//! The program `ksmfs`: what it says to bad input, what it leaves behind, and what it puts right at the start.
+
+mod stage;
+
+use assert_cmd::Command;
+use rustix::process::Signal;
+use stage::{Daemon, Mounted, Scratch, connect, is_live, program, wait_for};
+use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+
+/// Runs the program with arguments it must refuse; the one line it says.
+fn refused(args: &[&str]) -> String {
+    let output = Command::new(program()).args(args).output().unwrap();
+    assert!(!output.status.success(), "{args:?} was not refused");
+    assert!(output.status.code().is_some(), "{args:?} ended by a signal");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    // The log goes to stderr as well; its lines begin with a bracket.
+    let said: Vec<_> = stderr
+        .lines()
+        .filter(|line| !line.starts_with('['))
+        .collect();
+    assert!(!said.is_empty(), "{args:?}: no word of why");
+    said.join("\n")
+}
+
+fn refused_mount(scratch: &Scratch, directory: &Path) -> String {
+    let socket = scratch.socket();
+    let line = refused(&[
+        "mount",
+        directory.to_str().unwrap(),
+        "--socket",
+        socket.to_str().unwrap(),
+    ]);
+    assert_eq!(line.lines().count(), 1, "{line}");
+    line
+}
+
+#[test]
+fn bad_arguments_are_refused_with_a_hint() {
+    for (args, hint) in [
+        (&["mount"][..], "<DIRECTORY>"),
+        (&["mount", "/tmp", "--rum", "1"], "--run"),
+        (&["mount", "/tmp", "--run", "2"], "0..=1"),
+        (
+            &["mount", "/tmp", "--set", "pages_shared=1"],
+            "pages_shared",
+        ),
+        (&["mount", "/tmp", "--set", "run"], "FILE=VALUE"),
+        (&["mount", "/tmp", "--max-peers", "many"], "--max-peers"),
+        (&["mont", "/tmp"], "mount"),
+    ] {
+        let said = refused(args);
+        assert!(said.contains(hint), "{args:?}: {said}");
+    }
+}
+
+#[test]
+fn a_mount_point_that_is_none_is_refused_and_nothing_is_left() {
+    let scratch = Scratch::new();
+    let missing = refused_mount(&scratch, &scratch.path("missing"));
+    assert!(
+        missing.contains("no such directory") && missing.contains("mkdir"),
+        "{missing}"
+    );
+    fs::write(scratch.path("file"), "").unwrap();
+    let file = refused_mount(&scratch, &scratch.path("file"));
+    assert!(file.contains("not a directory"), "{file}");
+    assert!(!scratch.socket().exists());
+}
+
+#[test]
+fn a_value_that_its_file_does_not_take_is_refused_and_nothing_is_left() {
+    let scratch = Scratch::new();
+    let (m, s) = (scratch.mountpoint(), scratch.socket());
+    let said = refused(&[
+        "mount",
+        m.to_str().unwrap(),
+        "--socket",
+        s.to_str().unwrap(),
+        "--set",
+        "max_page_sharing=1",
+    ]);
+    assert!(
+        said.contains("max_page_sharing does not take \"1\""),
+        "{said}"
+    );
+    assert!(!scratch.is_mounted() && !scratch.socket().exists());
+}
+
+#[test]
+fn a_second_daemon_takes_neither_mount_nor_socket_of_the_first() {
+    let mounted = Mounted::new();
+    let scratch = &mounted.scratch;
+    let said = refused_mount(scratch, &scratch.mountpoint());
+    assert!(said.contains("already mounted"), "{said}");
+    let elsewhere = scratch.path("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    let said = refused_mount(scratch, &elsewhere);
+    assert!(said.contains("another daemon is listening"), "{said}");
+    assert!(is_live(&scratch.socket()));
+    assert_eq!(mounted.read("run"), "0\n");
+    assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0);
+}
+
+#[test]
+fn a_socket_path_that_cannot_be_is_refused_and_nothing_is_mounted() {
+    let scratch = Scratch::new();
+    let long = format!("/{}", "x".repeat(200));
+    fs::write(scratch.path("file"), "kept").unwrap();
+    let file = scratch.path("file");
+    for (socket, hint) in [
+        ("/nonexistent/directory/s", "directory exists"),
+        (long.as_str(), "too long"),
+        (file.to_str().unwrap(), "no socket"),
+    ] {
+        let mountpoint = scratch.mountpoint();
+        let said = refused(&["mount", mountpoint.to_str().unwrap(), "--socket", socket]);
+        assert!(said.contains(hint), "{said}");
+        assert!(!scratch.is_mounted());
+    }
+    assert_eq!(fs::read_to_string(&file).unwrap(), "kept");
+}
+
+#[test]
+fn a_user_without_the_device_is_told_what_is_missing() {
+    let scratch = Scratch::new();
+    // The build directory may be closed to others.
+    let copy = scratch.path("ksmfs");
+    fs::copy(program(), &copy).unwrap();
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
+    let output = std::process::Command::new(&copy)
+        .arg("mount")
+        .arg(scratch.mountpoint())
+        .arg("--socket")
+        .arg(scratch.socket())
+        .uid(65_534)
+        .gid(65_534)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stderr).unwrap();
+    // Which of the two is missing first depends on the machine.
+    assert!(
+        said.contains("/dev/fuse: ") || said.contains("fusermount3 is missing"),
+        "{said}"
+    );
+    assert!(!scratch.socket().exists() && !scratch.is_mounted());
+}
+
+#[test]
+fn sigterm_and_sigint_leave_neither_mount_nor_socket() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let scratch = Scratch::new();
+        let mut daemon = Daemon::start(&scratch);
+        daemon.signal(signal);
+        assert_eq!(daemon.wait().code(), Some(0), "{signal:?}");
+        assert!(!scratch.is_mounted() && !scratch.socket().exists());
+        fs::remove_dir(scratch.mountpoint()).unwrap();
+    }
+}
+
+#[test]
+fn sigterm_ends_the_daemon_even_with_files_open_and_agents_connected() {
+    let scratch = Scratch::new();
+    let mut daemon = Daemon::start(&scratch);
+    let open = File::open(scratch.mountpoint().join("run")).unwrap();
+    let _peer = connect(&scratch.socket()).unwrap();
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.wait().code(), Some(0));
+    assert!(!scratch.is_mounted() && !scratch.socket().exists());
+    // Whoever kept a file open gets an error, and does not hang.
+    let read = std::os::unix::fs::FileExt::read_at(&open, &mut [0; 8], 0);
+    assert!(read.is_err(), "{read:?}");
+}
+
+#[test]
+fn a_directory_unmounted_by_hand_ends_the_daemon() {
+    let scratch = Scratch::new();
+    let mut daemon = Daemon::start(&scratch);
+    rustix::mount::unmount(scratch.mountpoint(), rustix::mount::UnmountFlags::empty()).unwrap();
+    assert_eq!(daemon.wait().code(), Some(0));
+    assert!(!scratch.socket().exists());
+}
+
+#[test]
+fn a_new_daemon_clears_what_a_killed_one_left() {
+    let scratch = Scratch::new();
+    let mut killed = Daemon::start(&scratch);
+    killed.signal(Signal::KILL);
+    killed.wait();
+    let dead = fs::metadata(scratch.mountpoint());
+    assert_eq!(stage::errno(dead), Some(rustix::io::Errno::NOTCONN));
+    assert!(scratch.socket().exists() && !is_live(&scratch.socket()));
+
+    let mut second = Daemon::start(&scratch);
+    let run = fs::read_to_string(scratch.mountpoint().join("run")).unwrap();
+    assert_eq!(run, "0\n");
+    let mounts = ksmfs::mountpoint::our_mounts();
+    let here = mounts
+        .iter()
+        .filter(|mount| **mount == scratch.mountpoint());
+    assert_eq!(here.count(), 1, "the dead mount is gone, not buried");
+    second.signal(Signal::TERM);
+    assert_eq!(second.wait().code(), Some(0));
+}
+
+#[test]
+fn the_daemon_says_when_it_is_ready() {
+    let scratch = Scratch::new();
+    let notify = std::os::unix::net::UnixDatagram::bind(scratch.path("notify")).unwrap();
+    notify.set_read_timeout(Some(stage::DEADLINE)).unwrap();
+    let mut child = std::process::Command::new(program())
+        .arg("mount")
+        .arg(scratch.mountpoint())
+        .arg("--socket")
+        .arg(scratch.socket())
+        .env("NOTIFY_SOCKET", scratch.path("notify"))
+        .spawn()
+        .unwrap();
+    let mut message = [0; 256];
+    let len = notify.recv(&mut message);
+    let run = fs::read_to_string(scratch.mountpoint().join("run"));
+    let live = is_live(&scratch.socket());
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, Signal::TERM).unwrap();
+    child.wait().unwrap();
+    assert!(message[..len.unwrap()].starts_with(b"READY=1"));
+    assert_eq!(run.unwrap(), "0\n");
+    assert!(live);
+}
+
+#[test]
+fn status_speaks_in_words_and_in_json() {
+    let mounted = Mounted::new();
+    mounted.write("run", "1").unwrap();
+    let status = |args: &[&str]| {
+        let output = Command::new(program())
+            .arg("status")
+            .arg(mounted.scratch.mountpoint())
+            .args(args)
+            .output()
+            .unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(status(&[]).contains("scanning and merging (run 1)"));
+    let json: serde_json::Value = serde_json::from_str(&status(&["--json"])).unwrap();
+    assert_eq!(json["files"]["run"], 1);
+    assert_eq!(json["files"].as_object().unwrap().len(), 24);
+    let said = refused(&["status", "/nonexistent"]);
+    assert!(said.contains("not a ksm directory"), "{said}");
+}
+
+#[test]
+fn stopping_in_process_leaves_nothing_even_with_a_file_open() {
+    let Mounted { running, scratch } = Mounted::new();
+    let _open = File::open(scratch.mountpoint().join("run")).unwrap();
+    running.stop();
+    assert!(!scratch.is_mounted() && !scratch.socket().exists());
+    let again = ksmfs::mount(&scratch.options()).unwrap();
+    wait_for("the second daemon to answer", || {
+        fs::read_to_string(scratch.mountpoint().join("run")).is_ok_and(|text| text == "0\n")
+    });
+    again.stop();
+}

@@ -1,0 +1,166 @@
+//! An agent that speaks the protocol and owns no memory: the test decides what it reports.
+
+use super::{DEADLINE, connect};
+use ksm_engine::digest::Salt;
+use ksm_engine::order::{Order, OrderId, OrderRef, ReportRef};
+use ksm_engine::page::{PageRun, Slot};
+use ksm_engine::wire::{
+    Figures, Hello, MAX_MESSAGE, MessageBuffer, RefusalReason, ToAgent, ToDaemon,
+};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags};
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+/// What came from the daemon.
+#[derive(Debug)]
+pub enum Heard {
+    Welcome,
+    Refused(RefusalReason),
+    Figures(Figures),
+    Order(OrderId, Order),
+    HungUp,
+}
+
+pub struct Agent {
+    pub socket: OwnedFd,
+    buffer: Box<MessageBuffer>,
+    /// Descriptors of the last message.
+    pub descriptors: Vec<OwnedFd>,
+    /// From the welcome.
+    pub salt: Option<Salt>,
+    /// Where the test's page is mapped.
+    pub slot: Option<Slot>,
+    /// How often the test's page was visited.
+    pub visits: u32,
+}
+
+impl Agent {
+    pub fn connect(socket: &Path) -> Self {
+        Self {
+            socket: connect(socket).unwrap(),
+            buffer: Box::new(MessageBuffer([0; MAX_MESSAGE])),
+            descriptors: Vec::new(),
+            salt: None,
+            slot: None,
+            visits: 0,
+        }
+    }
+
+    /// Connects and greets as this process.
+    pub fn join(socket: &Path) -> Self {
+        let mut agent = Self::connect(socket);
+        agent.say(&ToDaemon::Hello(Hello {
+            pid: std::process::id(),
+            parent: 0,
+        }));
+        let heard = agent.hear();
+        assert!(matches!(heard, Heard::Welcome), "{heard:?}");
+        agent
+    }
+
+    pub fn say(&mut self, message: &ToDaemon<'_>) {
+        let len = message.encode(&mut self.buffer).unwrap();
+        let bytes = &self.buffer.0[..len];
+        rustix::net::send(&self.socket, bytes, SendFlags::NOSIGNAL).unwrap();
+    }
+
+    pub fn say_bytes(&self, bytes: &[u8]) {
+        rustix::net::send(&self.socket, bytes, SendFlags::NOSIGNAL).unwrap();
+    }
+
+    pub fn register(&mut self, start: u64, len: u64) {
+        self.say(&ToDaemon::Register {
+            range: PageRun { start, len },
+        });
+    }
+
+    pub fn report(&mut self, order: OrderId, report: ReportRef<'_>) {
+        self.say(&ToDaemon::Report { order, report });
+    }
+
+    /// The next message.
+    pub fn hear(&mut self) -> Heard {
+        let timeout = Timespec::try_from(DEADLINE).unwrap();
+        let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
+        assert_eq!(
+            poll(&mut fds, Some(&timeout)),
+            Ok(1),
+            "the daemon says nothing"
+        );
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut slices = [IoSliceMut::new(&mut self.buffer.0)];
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        let got = rustix::net::recvmsg(&self.socket, &mut slices, &mut control, flags);
+        let len = match got {
+            Ok(message) => message.bytes,
+            Err(Errno::CONNRESET) => 0,
+            Err(errno) => panic!("recvmsg: {errno}"),
+        };
+        if len == 0 {
+            return Heard::HungUp;
+        }
+        self.descriptors.clear();
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(fds) = message {
+                self.descriptors.extend(fds);
+            }
+        }
+        match ToAgent::decode(&self.buffer.0[..len]).unwrap() {
+            ToAgent::Welcome { salt } => {
+                self.salt = Some(salt);
+                Heard::Welcome
+            }
+            ToAgent::Refused(reason) => Heard::Refused(reason),
+            ToAgent::Figures(figures) => Heard::Figures(figures),
+            ToAgent::Order { id, order } => Heard::Order(id, owned(order)),
+        }
+    }
+
+    /// An order, if one has arrived.
+    pub fn order_if_any(&mut self) -> Option<(OrderId, Order)> {
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
+        (poll(&mut fds, Some(&now)) == Ok(1)).then(|| self.order())
+    }
+
+    /// The next message, which must be an order.
+    pub fn order(&mut self) -> (OrderId, Order) {
+        match self.hear() {
+            Heard::Order(id, order) => (id, order),
+            other => panic!("{other:?} instead of an order"),
+        }
+    }
+}
+
+fn owned(order: OrderRef<'_>) -> Order {
+    match order {
+        OrderRef::Visit { range, limit, skip } => Order::Visit {
+            range,
+            limit,
+            skip: skip.to_vec(),
+        },
+        OrderRef::Donate { runs } => Order::Donate {
+            runs: runs.to_vec(),
+        },
+        OrderRef::Map { arena, runs } => Order::Map {
+            arena,
+            runs: runs.to_vec(),
+        },
+        OrderRef::Zero { runs } => Order::Zero {
+            runs: runs.to_vec(),
+        },
+        OrderRef::Unmerge { range } => Order::Unmerge { range },
+        OrderRef::Remap { arena, runs } => Order::Remap {
+            arena,
+            runs: runs.to_vec(),
+        },
+    }
+}
