@@ -1,5 +1,7 @@
 //! The mounted files behave as the kernel's in /sys/kernel/mm/ksm do, call by call.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod stage;
 
 use ksm_engine::knobs::KsmFile;

@@ -1,5 +1,7 @@
 //! What the daemon does with those who connect: the honest, the lying, the silent and the many.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod stage;
 
 use ksm_engine::digest::Salt;

@@ -1,5 +1,7 @@
 //! The program `ksmfs`: what it says to bad input, what it leaves behind, and what it puts right at the start.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod stage;
 
 use assert_cmd::Command;
