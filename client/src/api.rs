@@ -12,7 +12,7 @@ use crate::fork::{self, PRESENCE};
 use crate::link::Link;
 use crate::link_state::LinkState;
 use crate::presence::Presence;
-use crate::region::MergeableRegion;
+use crate::region::{Keeper, MergeableRegion};
 use crate::socket_path;
 use crate::space::release::{Release, UnregisterError};
 use crate::space::{RegisterError, Space, figures};
@@ -53,6 +53,9 @@ pub enum StartError {
     /// The client of this process was started with another socket.
     #[error("the client of this process was started with another socket already")]
     OtherSocket,
+    /// An embedded engine merges the memory of this process.
+    #[error("memory of this process is merged by an embedded engine already")]
+    Embedded,
     /// There is no memory, or no thread could be made.
     #[error("{call}: {errno}")]
     Os {
@@ -142,6 +145,9 @@ impl Client {
         let os = |call| move |errno| StartError::Os { call, errno };
         let space = Space::get_or_create().map_err(os("mmap of the client's state"))?;
         fork::watch().map_err(os("pthread_atfork"))?;
+        if !fork::claim_for_client() {
+            return Err(StartError::Embedded);
+        }
         let presence = PRESENCE
             .get_or_keep(|| Presence::new(space, addresses.clone()))
             .map_err(os("mmap of the agent's memory"))?;
@@ -242,7 +248,7 @@ impl Client {
     /// # Errors
     /// When there is no memory, or a table is full.
     pub fn allocate(&self, len: usize) -> Result<MergeableRegion, RegionError> {
-        MergeableRegion::map(*self, len)
+        MergeableRegion::map(Keeper::Client(*self), len)
     }
 
     /// What the daemon counts for this process, as `/proc/self/ksm_stat` has it.
@@ -311,7 +317,7 @@ impl Client {
 }
 
 /// The pages that an `madvise` of these bytes acts on; `None` for none.
-fn run_of(addr: *mut u8, len: usize) -> Result<Option<PageRun>, RegionError> {
+pub(crate) fn run_of(addr: *mut u8, len: usize) -> Result<Option<PageRun>, RegionError> {
     let addr = addr.addr();
     if !addr.is_multiple_of(PAGE_SIZE) {
         return Err(RegionError::Unaligned(addr));

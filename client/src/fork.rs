@@ -11,10 +11,43 @@ use crate::sys::room::Kept;
 use crate::sys::task;
 use ksm_engine::page::{PAGE_LIMIT, PageRun};
 use rustix::io::Errno;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 /// The presence of this process, once a client was started.
 pub(crate) static PRESENCE: Kept<Presence> = Kept::empty();
+
+/// Who merges memory of this process: nobody, a client, an embedded engine.
+static CLAIMED: AtomicU8 = AtomicU8::new(FREE);
+const FREE: u8 = 0;
+const CLIENT: u8 = 1;
+const EMBEDDED: u8 = 2;
+
+fn claim(what: u8) -> bool {
+    let taken = CLAIMED.compare_exchange(FREE, what, Ordering::AcqRel, Ordering::Acquire);
+    taken.is_ok() || taken == Err(what) && what == CLIENT
+}
+
+/// Claims the process for its client, for good; false if an embedded engine has it.
+pub(crate) fn claim_for_client() -> bool {
+    claim(CLIENT)
+}
+
+/// An embedded engine's right to merge memory of this process, until dropped.
+#[derive(Debug)]
+pub(crate) struct Claim(());
+
+impl Claim {
+    /// Claims the process; `None` if somebody has.
+    pub(crate) fn take() -> Option<Self> {
+        claim(EMBEDDED).then(|| Self(()))
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        CLAIMED.store(FREE, Ordering::Release);
+    }
+}
 
 static WATCHED: AtomicBool = AtomicBool::new(false);
 

@@ -12,6 +12,7 @@ pub mod agent;
 mod api;
 mod complaint;
 mod desk;
+pub mod embedded;
 mod fork;
 mod link;
 mod link_state;
@@ -25,6 +26,7 @@ mod steward;
 pub mod sys;
 
 pub use api::{Client, Config, FiguresError, RegionError, StartError, Status};
+pub use embedded::Embedded;
 pub use ksm_engine::wire::Figures;
 pub use link_state::LinkState;
 pub use region::MergeableRegion;

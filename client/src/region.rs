@@ -1,21 +1,52 @@
 //! Memory that the library maps, registers, and unmaps for the app.
 
 use crate::api::{Client, RegionError};
+use crate::embedded::Embedded;
 use crate::sys::memory::OwnPages;
 use ksm_engine::page::{PAGE_SIZE, PageRun};
 use rustix::io::Errno;
 use std::ops::{Deref, DerefMut, Range};
+
+/// Who merges a region.
+#[derive(Clone, Debug)]
+pub(crate) enum Keeper {
+    Client(Client),
+    Embedded(Embedded),
+}
+
+impl Keeper {
+    fn register_pages(&self, run: PageRun) -> Result<(), RegionError> {
+        match self {
+            Self::Client(client) => client.register_pages(run),
+            Self::Embedded(embedded) => embedded.register_pages(run),
+        }
+    }
+
+    fn discard_pages(&self, run: PageRun) -> Result<(), RegionError> {
+        match self {
+            Self::Client(client) => client.discard_pages(run),
+            Self::Embedded(embedded) => embedded.discard_pages(run),
+        }
+    }
+
+    fn forget_pages(&self, run: PageRun) {
+        match self {
+            Self::Client(client) => client.forget_pages(run),
+            Self::Embedded(embedded) => embedded.forget_pages(run),
+        }
+    }
+}
 
 /// Anonymous memory that is merged while it lives. Reads and writes like a slice.
 #[derive(Debug)]
 pub struct MergeableRegion {
     pages: OwnPages,
     len: usize,
-    client: Client,
+    keeper: Keeper,
 }
 
 impl MergeableRegion {
-    pub(crate) fn map(client: Client, len: usize) -> Result<Self, RegionError> {
+    pub(crate) fn map(keeper: Keeper, len: usize) -> Result<Self, RegionError> {
         let call = "mmap";
         if len == 0 {
             let errno = Errno::INVAL;
@@ -23,9 +54,8 @@ impl MergeableRegion {
         }
         let pages = OwnPages::map(len.div_ceil(PAGE_SIZE))
             .map_err(|errno| RegionError::Os { call, errno })?;
-        let region = Self { pages, len, client };
-        client.register_pages(region.pages.run())?;
-        Ok(region)
+        keeper.register_pages(pages.run())?;
+        Ok(Self { pages, len, keeper })
     }
 
     /// Empties a range of bytes: it reads as zero afterwards, and whole pages of it take no memory any more.
@@ -58,7 +88,7 @@ impl MergeableRegion {
             self[tail].fill(0);
         }
         let all = self.pages.run();
-        self.client.discard_pages(PageRun {
+        self.keeper.discard_pages(PageRun {
             start: all.start + first as u64,
             len: (last - first) as u64,
         })
@@ -82,6 +112,6 @@ impl DerefMut for MergeableRegion {
 impl Drop for MergeableRegion {
     fn drop(&mut self) {
         // Before the field is dropped, and the memory with it.
-        self.client.forget_pages(self.pages.run());
+        self.keeper.forget_pages(self.pages.run());
     }
 }

@@ -186,14 +186,18 @@ impl<'a> Steward<'a> {
     }
 }
 
-/// Makes the userfaultfds of this address space: through the daemon's device, through our own, by the system call.
 fn make_userfaults(device: Option<OwnedFd>) -> Result<Userfaults, LinkState> {
-    let flags = OFlags::RDWR | OFlags::CLOEXEC;
-    let device =
-        device.or_else(|| rustix::fs::open(c"/dev/userfaultfd", flags, Mode::empty()).ok());
-    Userfaults::new(device.as_ref().map(AsFd::as_fd)).map_err(|errno| match errno {
+    open_userfaults(device).map_err(|errno| match errno {
         Errno::PERM | Errno::NOSYS | Errno::ACCESS => LinkState::NoUserfaultfd(errno),
         Errno::INVAL => LinkState::OldKernel,
         _ => LinkState::Failed(errno),
     })
+}
+
+/// Makes the userfaultfds of this address space: through the daemon's device, through our own, by the system call.
+pub fn open_userfaults(device: Option<OwnedFd>) -> Result<Userfaults, Errno> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let device =
+        device.or_else(|| rustix::fs::open(c"/dev/userfaultfd", flags, Mode::empty()).ok());
+    Userfaults::new(device.as_ref().map(AsFd::as_fd))
 }
