@@ -308,9 +308,9 @@ impl<S: SlotStore> Engine<S> {
         report: Visited,
     ) -> Result<(), ReportError> {
         let (outcome, range) = self.step_of(id).ok_or(ReportError::UnknownOrder)?;
-        let within = |run: &VisitRun| run.start >= range.start && run.pages().end() <= report.end;
         let progress = report.end > range.start && report.end <= range.end();
-        if !progress || !report.runs.iter().all(within) {
+        let looked_at = PageRun::between(range.start, report.end);
+        if !progress || !is_ascending(looked_at, &report.runs) {
             *outcome = VisitOutcome::Failed;
             return Err(ReportError::WrongPages);
         }
@@ -434,6 +434,17 @@ impl<S: SlotStore> Engine<S> {
             }
         }
     }
+}
+
+/// Whether the runs lie in `range`, one after the other.
+fn is_ascending(range: PageRun, runs: &[VisitRun]) -> bool {
+    let mut next = range.start;
+    runs.iter().all(|run| {
+        let pages = run.pages();
+        let follows = pages.is_valid() && pages.start >= next && pages.end() <= range.end();
+        next = pages.start.saturating_add(pages.len);
+        follows
+    })
 }
 
 /// Runs of pages that smart scan passes over now.
