@@ -214,6 +214,7 @@ impl<S: SlotStore> Engine<S> {
         mm.zero_pages = 0;
         let unused = mm.items.len() == 0;
         self.lose_orders(id);
+        self.fail_visits(id);
         if !self.list.contains(id) || (unused && self.list.current() != Some(id)) {
             self.list.remove(id);
             self.drop_mm(id);

@@ -325,6 +325,17 @@ impl<S: SlotStore> Engine<S> {
         }
     }
 
+    /// The mm is gone, and its number may soon be another's: reports that wait for their turn are void.
+    pub(super) fn fail_visits(&mut self, gone: MmId) {
+        for step in &mut self.steps {
+            if let Step::Visit { mm, outcome, .. } = step
+                && *mm == gone
+            {
+                *outcome = VisitOutcome::Failed;
+            }
+        }
+    }
+
     /// The agent may have looked, but what it saw will never be known.
     pub(super) fn visit_lost(&mut self, order: OrderId) {
         let step = self.steps.iter().find_map(|step| match step {
