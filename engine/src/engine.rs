@@ -239,6 +239,10 @@ impl<S: SlotStore> Engine<S> {
     pub fn unregister(&mut self, id: MmId, run: PageRun) {
         if let Some(mm) = self.mms.get_mut(id) {
             mm.remove_region(run);
+            if mm.regions.is_empty() {
+                // No visit will come by to say so.
+                mm.zero_pages = 0;
+            }
         }
     }
 
