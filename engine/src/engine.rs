@@ -117,6 +117,15 @@ struct Domain {
     foundings: HashMap<NodeId, merge::Founding>,
 }
 
+impl Domain {
+    /// Removes a stable node without items.
+    fn remove_node(&mut self, node: NodeId) {
+        if let Some(slot) = self.stable.remove(node).slot {
+            self.arenas.give_back(slot);
+        }
+    }
+}
+
 /// The deciding core. See the module text.
 #[derive(Debug)]
 pub struct Engine<S> {

@@ -239,17 +239,26 @@ impl<S: SlotStore> Engine<S> {
                 self.give_up(id, *node, Outcome::Changed);
                 continue;
             }
+            let Some(partner) = self.partner_in_place(id, *node) else {
+                self.give_up(id, *node, Outcome::Gone);
+                continue;
+            };
             match self.fill_slot(domain_id, *node, &bytes) {
-                Some(slot) => {
-                    let partner = self.domain_of(id).foundings.get(node).map(|f| f.partner);
-                    if let Some(partner) = partner {
-                        self.plan_map(partner, slot);
-                    }
-                }
+                Some(slot) => self.plan_map(partner, slot),
                 None => self.give_up(id, *node, Outcome::NoMemory),
             }
         }
         Ok(())
+    }
+
+    /// The partner of a node in the making, if it and another page are still there: pages may be taken out of the
+    /// mergeable ranges while orders are on their way.
+    fn partner_in_place(&mut self, mm: MmId, node: NodeId) -> Option<ItemRef> {
+        let domain = self.domain_of(mm);
+        let founding = domain.foundings.get(&node)?;
+        let items = &domain.stable.node(node).items;
+        let in_place = items.len() > 1 && items.contains(&founding.partner);
+        in_place.then_some(founding.partner)
     }
 
     /// Writes a page to the next free slot of the domain.
@@ -311,7 +320,7 @@ impl<S: SlotStore> Engine<S> {
     pub(super) fn mapped(&mut self, item: ItemRef, outcome: Outcome) {
         let known = self.item(item);
         if known.state != State::Stable {
-            return;
+            return self.partner_left(item);
         }
         let node = NodeId(known.link);
         let founding = self.domain_of(item.mm()).foundings.get(&node);
@@ -324,6 +333,17 @@ impl<S: SlotStore> Engine<S> {
                 self.note(item.mm(), outcome);
                 self.detach(item);
             }
+        }
+    }
+
+    /// An item was to be mapped that is not mergeable any more. If a node in the making waited for it, that is over.
+    fn partner_left(&mut self, item: ItemRef) {
+        let domain = self.domain_of(item.mm());
+        let node = domain.foundings.iter().find(|(node, founding)| {
+            founding.partner == item && domain.stable.node(**node).slot.is_some()
+        });
+        if let Some(node) = node.map(|(node, _)| *node) {
+            self.give_up(item.mm(), node, Outcome::Gone);
         }
     }
 
@@ -351,6 +371,10 @@ impl<S: SlotStore> Engine<S> {
         };
         self.note(founding.partner.mm(), outcome);
         let sequence = self.sequence();
+        let domain = self.domain_of(mm);
+        if domain.stable.node(node).items.is_empty() {
+            domain.remove_node(node);
+        }
         let items = founding.waiting.into_iter().chain([founding.partner]);
         for item in items {
             let known = self.item(item);

@@ -235,16 +235,13 @@ impl<S: SlotStore> Engine<S> {
     fn detach_stable(&mut self, item: ItemRef, node: NodeId, position: u32) {
         let domain = self.domain_of(item.mm());
         let stable = domain.stable.node_mut(node);
-        let (digest, slot) = (stable.digest, stable.slot);
+        let digest = stable.digest;
         stable.items.swap_remove(position as usize);
         let moved = stable.items.get(position as usize).copied();
         let empty = stable.items.is_empty();
         let entry = domain.unstable.remember(digest, item);
         if empty && !domain.foundings.contains_key(&node) {
-            domain.stable.remove(node);
-            if let Some(slot) = slot {
-                domain.arenas.give_back(slot);
-            }
+            domain.remove_node(node);
         }
         self.tally.attached -= 1;
         if empty {
