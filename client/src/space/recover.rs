@@ -14,6 +14,12 @@ use ksm_engine::page::{PageRun, Slot};
 use rustix::io::Errno;
 
 impl Space {
+    /// Whether pages are held at this moment, by the agent or by a call of the app's that makes pages private.
+    #[must_use]
+    pub fn is_holding(&self) -> bool {
+        self.journal.entry().is_some()
+    }
+
     /// Gives the app back what a dead agent held, and releases the lock in its place. To be called by an app thread, after
     /// the agent is known to be dead and before there is another one.
     pub fn recover(&self, userfaults: &Userfaults) {
