@@ -1,0 +1,321 @@
+//! A model agent: what `ksm_engine::order` says an agent does, without memory.
+//!
+//! It is honest here; see `lie` for the others. Orders of an honest engine are checked as they are carried out:
+//! a slot that an agent is told to map is of its own domain, and holds what it reported of the page.
+
+use super::arenas::{Arenas, Frame};
+use super::content::Digests;
+use super::process::{Page, Process, Seen};
+use super::{Content, check};
+use ksm_engine::digest::Salt;
+use ksm_engine::order::{MapRun, Order, Outcome, OutcomeRun, ReportRef, VisitRun, VisitState};
+use ksm_engine::page::{ArenaId, Digest, PageRun, Slot};
+
+/// How an agent takes an order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mood {
+    /// It does this many pages as ordered, and then ...
+    pub willing: Option<u32>,
+    /// ... gives this answer for each further page. A visit or an unmerge ends early; a visit that ends before its
+    /// first page is refused.
+    pub refusal: Option<Outcome>,
+}
+
+/// A report that owns its parts.
+#[derive(Clone, Debug)]
+pub(crate) enum Answer {
+    Visited {
+        end: u64,
+        zero_pages: u64,
+        runs: Vec<VisitRun>,
+        digests: Vec<Digest>,
+    },
+    Done(Vec<OutcomeRun>),
+    Unmerged(u64),
+}
+
+impl Answer {
+    pub(crate) fn borrow(&self) -> ReportRef<'_> {
+        match self {
+            Self::Visited {
+                end,
+                zero_pages,
+                runs,
+                digests,
+            } => ReportRef::Visited {
+                end: *end,
+                zero_pages: *zero_pages,
+                runs,
+                digests,
+            },
+            Self::Done(outcomes) => ReportRef::Done { outcomes },
+            Self::Unmerged(end) => ReportRef::Unmerged { end: *end },
+        }
+    }
+}
+
+/// What an agent needs to carry out orders.
+#[derive(Debug)]
+pub(crate) struct Surroundings<'a> {
+    pub(crate) daemon: u32,
+    pub(crate) salt: Salt,
+    pub(crate) arenas: &'a Arenas,
+    pub(crate) digests: &'a mut Digests,
+}
+
+const NO_SLOT: Slot = Slot {
+    arena: ArenaId(0),
+    index: 0,
+};
+
+impl Process {
+    /// Carries out one order.
+    pub(crate) fn obey(&mut self, order: &Order, around: &mut Surroundings<'_>) -> Answer {
+        let mood = std::mem::take(&mut self.mood);
+        let willing = mood.willing.unwrap_or(u32::MAX);
+        match order {
+            Order::Visit { range, .. } if willing == 0 => Answer::Done(vec![OutcomeRun {
+                start: range.start,
+                len: 1,
+                outcome: mood.refusal.unwrap_or(Outcome::Busy) as u32,
+            }]),
+            Order::Visit { range, limit, skip } => {
+                self.visit(*range, (*limit).min(willing), skip, around)
+            }
+            Order::Donate { runs } => {
+                self.donation.borrow_mut().clear();
+                self.each_page(runs, mood, |process, page| process.donate(page))
+            }
+            Order::Map { arena, runs } => {
+                let slots = slots(around.daemon, *arena, runs);
+                self.each_page(&pages(runs), mood, |process, page| {
+                    process.map(page, slots(page), around)
+                })
+            }
+            Order::Zero { runs } => self.each_page(runs, mood, Self::zero),
+            Order::Unmerge { range } => {
+                let end = range.end().min(range.start.saturating_add(willing.into()));
+                for page in range.start..end {
+                    self.unmerge(page, around.arenas);
+                }
+                Answer::Unmerged(end)
+            }
+            Order::Remap { arena, runs } => {
+                let slots = slots(around.daemon, *arena, runs);
+                self.each_page(&pages(runs), mood, |process, page| {
+                    process.remap(page, slots(page), around)
+                })
+            }
+        }
+    }
+
+    fn each_page(
+        &mut self,
+        runs: &[PageRun],
+        mood: Mood,
+        mut each: impl FnMut(&mut Self, u64) -> Outcome,
+    ) -> Answer {
+        let willing = mood.willing.unwrap_or(u32::MAX) as usize;
+        let mut outcomes: Vec<OutcomeRun> = Vec::new();
+        for (done, page) in runs.iter().flat_map(|run| run.start..run.end()).enumerate() {
+            let outcome = if done < willing {
+                each(self, page)
+            } else {
+                mood.refusal.unwrap_or(Outcome::Busy)
+            };
+            match outcomes.last_mut() {
+                Some(last) if last.pages().end() == page && last.outcome == outcome as u32 => {
+                    last.len += 1;
+                }
+                _ => outcomes.push(OutcomeRun {
+                    start: page,
+                    len: 1,
+                    outcome: outcome as u32,
+                }),
+            }
+        }
+        Answer::Done(outcomes)
+    }
+
+    fn visit(
+        &mut self,
+        range: PageRun,
+        limit: u32,
+        skip: &[PageRun],
+        around: &mut Surroundings<'_>,
+    ) -> Answer {
+        let mut runs = Vec::new();
+        let mut digests = Vec::new();
+        let mut counted = 0;
+        let mut end = range.end();
+        for page in range.start..range.end() {
+            if counted == limit {
+                end = page;
+                break;
+            }
+            let skipped = skip.iter().any(|run| run.contains(page));
+            let Some((state, slot)) = self.look_at(page, skipped, around, &mut digests) else {
+                self.seen.remove(&page);
+                continue;
+            };
+            counted += u32::from(state != VisitState::Skipped);
+            push_visit(&mut runs, page, state, slot);
+        }
+        Answer::Visited {
+            end,
+            zero_pages: self.zeroed(),
+            runs,
+            digests,
+        }
+    }
+
+    fn look_at(
+        &mut self,
+        page: u64,
+        skipped: bool,
+        around: &mut Surroundings<'_>,
+        digests: &mut Vec<Digest>,
+    ) -> Option<(VisitState, Slot)> {
+        if !self.mergeable.contains(&page) {
+            return None;
+        }
+        let (content, broken) = match self.pages.get(&page)? {
+            Page::ReadOnce | Page::Zeroed => return None,
+            Page::Merged { frame, foreign } => {
+                let state = if *foreign || frame.daemon != around.daemon {
+                    VisitState::Foreign
+                } else {
+                    VisitState::Merged
+                };
+                return Some((state, frame.slot));
+            }
+            Page::Private(content) => (*content, false),
+            Page::Broken(content) => (*content, true),
+        };
+        if skipped {
+            return Some((VisitState::Skipped, NO_SLOT));
+        }
+        let calm = self.seen.get(&page).filter(|seen| seen.content == content);
+        let known = calm.is_some_and(|seen| seen.known);
+        let state = match calm {
+            None => VisitState::Changed,
+            Some(_) if broken && self.may_pin => VisitState::Unsure,
+            Some(_) if content == Content::ZERO => VisitState::CalmZero,
+            Some(_) if known => VisitState::CalmKnown,
+            Some(_) => {
+                digests.push(around.digests.of(around.salt, content));
+                VisitState::Calm
+            }
+        };
+        let known = known || state == VisitState::Calm;
+        self.seen.insert(page, Seen { content, known });
+        Some((state, NO_SLOT))
+    }
+
+    fn donate(&mut self, page: u64) -> Outcome {
+        let (content, outcome) = match self.pages.get(&page) {
+            Some(Page::Private(content) | Page::Broken(content)) => (*content, Outcome::Done),
+            _ => (Content::ZERO, Outcome::Gone),
+        };
+        self.donation.borrow_mut().push(content);
+        outcome
+    }
+
+    /// What a hold of the page would find before its bytes are compared.
+    fn hold(&self, page: u64) -> Result<Content, Outcome> {
+        if !self.mergeable.contains(&page) {
+            return Err(Outcome::Unsuitable);
+        }
+        match self.pages.get(&page) {
+            None | Some(Page::ReadOnce | Page::Zeroed) => Err(Outcome::Gone),
+            Some(Page::Merged { .. }) => Err(Outcome::Unsuitable),
+            Some(Page::Broken(_)) if self.may_pin => Err(Outcome::Unsure),
+            Some(_) if self.pinned.contains(&page) => Err(Outcome::Pinned),
+            Some(Page::Private(content) | Page::Broken(content)) => Ok(*content),
+        }
+    }
+
+    fn map(&mut self, page: u64, frame: Frame, around: &Surroundings<'_>) -> Outcome {
+        if !self.liar {
+            check::may_be_mapped(self, page, frame, around.arenas);
+        }
+        let content = match self.hold(page) {
+            Ok(content) => content,
+            Err(outcome) => return outcome,
+        };
+        if content != around.arenas.content(frame) {
+            return Outcome::Changed;
+        }
+        let foreign = false;
+        self.pages.insert(page, Page::Merged { frame, foreign });
+        Outcome::Done
+    }
+
+    fn zero(&mut self, page: u64) -> Outcome {
+        match self.hold(page) {
+            Ok(Content::ZERO) => {
+                self.pages.insert(page, Page::Zeroed);
+                Outcome::Done
+            }
+            Ok(_) => Outcome::Changed,
+            Err(outcome) => outcome,
+        }
+    }
+
+    fn remap(&mut self, page: u64, frame: Frame, around: &Surroundings<'_>) -> Outcome {
+        let Some(Page::Merged { frame: old, .. }) = self.page(page) else {
+            return Outcome::Changed;
+        };
+        if !self.liar {
+            check::may_be_remapped(self, page, old, frame, around.arenas);
+        } else if around.arenas.content(old) != around.arenas.content(frame) {
+            return Outcome::Changed;
+        }
+        let foreign = false;
+        self.pages.insert(page, Page::Merged { frame, foreign });
+        Outcome::Done
+    }
+}
+
+fn pages(runs: &[MapRun]) -> Vec<PageRun> {
+    runs.iter().map(MapRun::pages).collect()
+}
+
+/// The slot of each page of an order.
+fn slots(daemon: u32, arena: ArenaId, runs: &[MapRun]) -> impl Fn(u64) -> Frame {
+    move |page| {
+        let run = runs
+            .iter()
+            .find(|run| run.pages().contains(page))
+            .expect("asked for pages of the order only");
+        let offset = u32::try_from(page - run.start).expect("a run is no longer than 32 bits");
+        Frame {
+            daemon,
+            slot: Slot {
+                arena,
+                index: run.slot + offset,
+            },
+        }
+    }
+}
+
+fn push_visit(runs: &mut Vec<VisitRun>, page: u64, state: VisitState, slot: Slot) {
+    let has_slot = matches!(state, VisitState::Merged | VisitState::Foreign);
+    if let Some(last) = runs.last_mut() {
+        let next = Slot {
+            index: last.slot.index + last.len,
+            ..last.slot
+        };
+        let same = last.state == state as u32 && last.pages().end() == page;
+        if same && (!has_slot || next == slot) {
+            last.len += 1;
+            return;
+        }
+    }
+    runs.push(VisitRun {
+        start: page,
+        len: 1,
+        state: state as u32,
+        slot,
+    });
+}

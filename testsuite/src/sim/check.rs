@@ -1,0 +1,178 @@
+//! What must always hold, and what must hold once everything has calmed down.
+//!
+//! Nothing here looks into the engine: it is judged by the orders it gives, by its counters, and by what the models
+//! of the processes hold.
+
+use super::arenas::{Arenas, Frame};
+use super::process::{Page, Process};
+use super::{Content, World};
+use ksm_engine::page::DomainId;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// An honest agent is told to map a page to a slot.
+pub(super) fn may_be_mapped(process: &Process, page: u64, frame: Frame, arenas: &Arenas) {
+    of_own_domain(process, frame, arenas);
+    let Some(seen) = process.seen.get(&page) else {
+        // Taken out while the order was on its way, and perhaps put back.
+        return;
+    };
+    assert!(
+        seen.content == arenas.content(frame) && (seen.known || seen.content == Content::ZERO),
+        "process {}: page {page} reported {seen:?}, and is to be mapped to {:?}",
+        process.pid,
+        arenas.content(frame)
+    );
+}
+
+/// An honest agent is told to map a merged page to another slot.
+pub(super) fn may_be_remapped(
+    process: &Process,
+    page: u64,
+    old: Frame,
+    new: Frame,
+    arenas: &Arenas,
+) {
+    of_own_domain(process, new, arenas);
+    assert_eq!(
+        arenas.content(old),
+        arenas.content(new),
+        "process {}: page {page} is to be remapped to other bytes",
+        process.pid
+    );
+}
+
+fn of_own_domain(process: &Process, frame: Frame, arenas: &Arenas) {
+    assert_eq!(
+        arenas.arena(frame).domain,
+        process.domain,
+        "process {}: {frame:?} is of another domain",
+        process.pid
+    );
+}
+
+/// What one domain is left with.
+#[derive(Debug, Default)]
+struct Recount {
+    /// Sharers of each slot, and what it holds.
+    sharers: BTreeMap<Frame, u64>,
+    /// Pages (process and number) that could merge and are not merged, by content.
+    alone: BTreeMap<Content, Vec<(u32, u64)>>,
+}
+
+impl World {
+    /// Checks what holds after every step.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn check(&self) {
+        if let Err(problem) = self.engine.audit() {
+            panic!("the engine's books are wrong: {problem}");
+        }
+        let arenas = self.arenas.borrow();
+        for process in &self.processes {
+            let pages: BTreeSet<u64> = process
+                .pages
+                .keys()
+                .chain(process.wrote.keys())
+                .copied()
+                .collect();
+            for page in pages {
+                let wrote = process.wrote.get(&page).copied().unwrap_or(Content::ZERO);
+                let shows = process.shows(page, &arenas);
+                assert_eq!(
+                    wrote, shows,
+                    "process {} reads what it did not write at page {page}",
+                    process.pid
+                );
+                if let Some(Page::Merged { frame, .. }) = process.page(page) {
+                    of_own_domain(process, frame, &arenas);
+                }
+            }
+        }
+    }
+
+    /// Recounts the pages of all processes, and compares that with the counters and with what the kernel's rules
+    /// promise for memory that is not written to. Only meaningful after some scans of a settled world.
+    ///
+    /// # Panics
+    /// When anything is off.
+    pub fn check_settled(&self) {
+        let arenas = self.arenas.borrow();
+        let mut domains: BTreeMap<DomainId, Recount> = BTreeMap::new();
+        let (mut items, mut zeroed) = (0, 0);
+        for process in &self.processes {
+            let Some(connection) = &process.connection else {
+                continue;
+            };
+            let recount = domains.entry(process.domain).or_default();
+            let merged = self.recount(process, &arenas, recount);
+            let figures = self.engine.figures(connection.mm);
+            let pid = process.pid;
+            assert_eq!(figures.merging_pages, merged.0, "merging pages of {pid}");
+            assert_eq!(figures.rmap_items, merged.1, "rmap items of {pid}");
+            assert_eq!(figures.zero_pages, process.zeroed(), "zero pages of {pid}");
+            items += merged.1;
+            zeroed += process.zeroed();
+        }
+        let slots: usize = domains.values().map(|d| d.sharers.len()).sum();
+        let attached: u64 = domains.values().flat_map(|d| d.sharers.values()).sum();
+        let counters = self.engine.counters();
+        assert_eq!(counters.pages_shared, slots as u64, "pages_shared");
+        assert_eq!(
+            counters.pages_sharing,
+            attached - slots as u64,
+            "pages_sharing"
+        );
+        assert_eq!(counters.rmap_items, items, "rmap items");
+        assert_eq!(counters.zero_pages, zeroed, "ksm_zero_pages");
+        assert_eq!(counters.slots_used, slots as u64, "slots in use");
+        for (domain, recount) in &domains {
+            self.all_merged(*domain, recount, &arenas);
+        }
+    }
+
+    /// Counts a process's merged pages and items.
+    fn recount(&self, process: &Process, arenas: &Arenas, recount: &mut Recount) -> (u64, u64) {
+        let (mut merged, mut items) = (0, 0);
+        for page in &process.mergeable {
+            match process.page(*page) {
+                None | Some(Page::ReadOnce | Page::Zeroed) => {}
+                Some(Page::Merged { frame, foreign }) => {
+                    let known = frame.daemon == self.daemon && !foreign;
+                    if known && !arenas.arena(frame).released {
+                        *recount.sharers.entry(frame).or_default() += 1;
+                        merged += 1;
+                        items += 1;
+                    }
+                }
+                Some(Page::Private(content) | Page::Broken(content)) => {
+                    items += 1;
+                    let unsure = matches!(process.page(*page), Some(Page::Broken(_)));
+                    if !(unsure && process.may_pin) {
+                        let alone = recount.alone.entry(content).or_default();
+                        alone.push((process.pid, *page));
+                    }
+                }
+            }
+        }
+        (merged, items)
+    }
+
+    /// Of each content, at most one page may be left alone, and only if no slot has room for it.
+    fn all_merged(&self, domain: DomainId, recount: &Recount, arenas: &Arenas) {
+        let limit = u64::from(self.engine.knobs().max_page_sharing);
+        for (content, alone) in &recount.alone {
+            let zero_page = *content == Content::ZERO && self.engine.knobs().use_zero_pages;
+            assert!(
+                alone.len() <= 1 && !zero_page,
+                "{domain:?}: pages of {content:?} are not merged: {alone:?}"
+            );
+            for (frame, sharers) in &recount.sharers {
+                assert!(
+                    arenas.content(*frame) != *content || *sharers >= limit,
+                    "{domain:?}: {alone:?} of {content:?} is left out, and {frame:?} has {sharers} sharers"
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! What each operation does to the world.
+
+use super::process::Message;
+use super::world::{MAX_PROCESSES, World};
+use super::{Content, Knob, Mood, Op, Page};
+use ksm_engine::order::OrderId;
+use ksm_engine::page::{DomainId, PageRun};
+use std::time::Duration;
+
+/// First page of every process: shortly before a border of the tables that items are kept in.
+const FIRST_PAGE: u64 = 244;
+const PAGES: u64 = 24;
+const DOMAINS: u8 = 2;
+
+fn page(page: u8) -> u64 {
+    FIRST_PAGE + u64::from(page) % PAGES
+}
+
+fn run(start: u8, len: u8) -> PageRun {
+    let start = page(start);
+    PageRun::between(start, (start + u64::from(len)).min(FIRST_PAGE + PAGES))
+}
+
+impl World {
+    /// Does `op`. Does nothing if there is nothing to do it to.
+    pub fn play(&mut self, op: &Op) {
+        match *op {
+            Op::Spawn { domain } => {
+                if self.processes.len() < MAX_PROCESSES {
+                    self.spawn(DomainId((domain % DOMAINS).into()));
+                }
+            }
+            Op::Settle => self.settle(),
+            Op::SetKnob(knob) => self.set(knob),
+            Op::Wait { millis } => self.wait(Duration::from_millis(millis.into())),
+            Op::WaitUntilWoken => {
+                if let Some(wake_at) = self.engine.wake_at() {
+                    self.wait(wake_at.saturating_sub(self.now));
+                }
+            }
+            Op::StoreFails { times } => self.arenas.borrow_mut().refusals = times.into(),
+            Op::DaemonDies => self.kill_daemon(),
+            Op::Fork { process }
+            | Op::Exit { process }
+            | Op::Connect { process }
+            | Op::Disconnect { process, .. }
+            | Op::Write { process, .. }
+            | Op::Rewrite { process, .. }
+            | Op::Fill { process, .. }
+            | Op::Read { process, .. }
+            | Op::Discard { process, .. }
+            | Op::Unmap { process, .. }
+            | Op::Move { process, .. }
+            | Op::Register { process, .. }
+            | Op::Unregister { process, .. }
+            | Op::Pin { process, .. }
+            | Op::Unpin { process }
+            | Op::Obey { process }
+            | Op::ObeyInPart { process, .. }
+            | Op::Lie { process, .. }
+            | Op::Hear { process } => {
+                if !self.processes.is_empty() {
+                    let at = usize::from(process) % self.processes.len();
+                    self.play_in(at, op);
+                }
+            }
+        }
+    }
+
+    fn play_in(&mut self, at: usize, op: &Op) {
+        let arenas = self.arenas.clone();
+        let process = &mut self.processes[at];
+        match *op {
+            Op::Fork { .. } => {
+                if self.processes.len() < MAX_PROCESSES {
+                    self.fork(at);
+                }
+            }
+            Op::Exit { .. } => self.exit(at),
+            Op::Connect { .. } => self.connect(at),
+            Op::Disconnect { delivered, .. } => {
+                for _ in 0..delivered {
+                    self.hear(at);
+                }
+                self.disconnect(at);
+            }
+            Op::Write {
+                page: p, content, ..
+            } => {
+                process.write(page(p), Content(content.into()));
+            }
+            Op::Rewrite { page: p, .. } => {
+                let content = process.shows(page(p), &arenas.borrow());
+                process.write(page(p), content);
+            }
+            Op::Fill {
+                page, len, content, ..
+            } => {
+                let run = run(page, len);
+                for page in run.start..run.end() {
+                    process.write(page, Content(content.into()));
+                }
+            }
+            Op::Read { page: p, .. } => process.read(page(p)),
+            Op::Discard { page, len, .. } => process.discard(run(page, len)),
+            Op::Unmap { page, len, .. } => process.unmap(run(page, len)),
+            Op::Move { page, len, .. } => self.move_pages(at, run(page, len)),
+            Op::Register { page, len, .. } => process.register(run(page, len)),
+            Op::Unregister { page, len, .. } => {
+                process.unregister(run(page, len), &arenas.borrow());
+            }
+            Op::Pin { page: p, .. } => process.pin(page(p), &arenas.borrow()),
+            Op::Unpin { .. } => {
+                process.pinned.clear();
+                process.may_pin = false;
+            }
+            Op::Obey { .. } => self.obey(at, None),
+            Op::ObeyInPart {
+                willing, refusal, ..
+            } => {
+                process.mood = Mood {
+                    willing: Some(willing.into()),
+                    refusal: Some(refusal),
+                };
+                self.obey(at, None);
+            }
+            Op::Lie { lie, .. } => self.obey(at, Some(lie)),
+            Op::Hear { .. } => self.hear(at),
+            Op::Spawn { .. }
+            | Op::Settle
+            | Op::SetKnob(_)
+            | Op::Wait { .. }
+            | Op::WaitUntilWoken
+            | Op::StoreFails { .. }
+            | Op::DaemonDies => unreachable!("these are not done in one process"),
+        }
+    }
+
+    /// Moves pages behind all others, or back.
+    fn move_pages(&mut self, at: usize, run: PageRun) {
+        let arenas = self.arenas.borrow();
+        let process = &mut self.processes[at];
+        let away = PageRun {
+            start: run.start + PAGES,
+            ..run
+        };
+        let free =
+            |run: PageRun| !(run.start..run.end()).any(|page| process.pages.contains_key(&page));
+        if free(away) {
+            process.move_pages(run, away.start, &arenas);
+        } else if free(run) {
+            process.move_pages(away, run.start, &arenas);
+        }
+    }
+
+    /// Ends everything that keeps pages from merging, and lets some scans pass.
+    ///
+    /// # Panics
+    /// When the scanning does not go on.
+    pub fn calm_down(&mut self) {
+        // Processes whose agents have lied have to go: what the engine knows of them is wrong.
+        while let Some(at) = self.processes.iter().position(|process| process.liar) {
+            self.exit(at);
+        }
+        self.arenas.borrow_mut().refusals = 0;
+        for at in 0..self.processes.len() {
+            let process = &mut self.processes[at];
+            process.pinned.clear();
+            process.may_pin &= process.pid % 2 == 0;
+            // Some stay unknown to the daemon for good.
+            if process.pid % 5 != 0 {
+                self.connect(at);
+            }
+        }
+        self.settle();
+        self.wait(Duration::ZERO);
+        for knob in [
+            Knob::Advisor(false),
+            Knob::SmartScan(false),
+            Knob::PagesToScan(1000),
+            Knob::SleepMillisecs(10),
+            Knob::Run(1),
+        ] {
+            self.set(knob);
+        }
+        self.scan(6);
+    }
+
+    /// An agent reports on an order that it was never given.
+    pub(super) fn invent(&mut self, at: usize, number: u8, answer: super::agent::Answer) {
+        let process = &mut self.processes[at];
+        process.tell(Message::Report(OrderId(number.into()), answer));
+    }
+
+    /// Pages that are merged now, in all processes.
+    #[must_use]
+    pub fn merged_pages(&self) -> usize {
+        let merged = |page: &&Page| matches!(page, Page::Merged { .. });
+        let pages = self.processes.iter().flat_map(|p| p.pages.values());
+        pages.filter(merged).count()
+    }
+}

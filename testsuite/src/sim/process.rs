@@ -1,0 +1,246 @@
+//! A model process: its pages, what it wrote to them, and what its agent remembers.
+
+use super::arenas::{Arenas, Frame};
+use super::{Content, Mood};
+use ksm_engine::order::{Order, OrderId};
+use ksm_engine::page::{DomainId, MmId, PageRun};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::rc::Rc;
+
+/// What is mapped at a page. A page that is not in the map was never touched, or discarded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Page {
+    /// Only read so far: the zero page, which the kernel put there by itself.
+    ReadOnce,
+    /// Anonymous memory.
+    Private(Content),
+    /// A slot.
+    Merged {
+        /// Which one.
+        frame: Frame,
+        /// Its agent was cut off from its daemon since, and does not know any more whose slot it is.
+        foreign: bool,
+    },
+    /// A merged page that was written to.
+    Broken(Content),
+    /// The zero page, put there by an order.
+    Zeroed,
+}
+
+/// What the agent remembers of a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Seen {
+    /// What it held at the last visit.
+    pub(crate) content: Content,
+    /// The digest of that was reported.
+    pub(crate) known: bool,
+}
+
+/// A message on its way to the daemon.
+#[derive(Clone, Debug)]
+pub(crate) enum Message {
+    Register(PageRun),
+    Unregister(PageRun),
+    Report(OrderId, super::agent::Answer),
+}
+
+/// The agent's connection.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) mm: MmId,
+    pub(crate) orders: VecDeque<(OrderId, Order)>,
+    pub(crate) messages: VecDeque<Message>,
+}
+
+/// A process. Its address space is a range of page numbers.
+#[derive(Debug)]
+pub struct Process {
+    /// Tells processes apart in messages.
+    pub(crate) pid: u32,
+    pub(crate) domain: DomainId,
+    pub(crate) pages: BTreeMap<u64, Page>,
+    /// What the app wrote and not discarded since.
+    pub(crate) wrote: BTreeMap<u64, Content>,
+    pub(crate) mergeable: BTreeSet<u64>,
+    /// Pages that a device may write to.
+    pub(crate) pinned: BTreeSet<u64>,
+    /// It may have pins that nobody can see.
+    pub(crate) may_pin: bool,
+    pub(crate) seen: BTreeMap<u64, Seen>,
+    pub(crate) connection: Option<Connection>,
+    pub(crate) donation: Rc<RefCell<Vec<Content>>>,
+    /// How the agent takes its next order.
+    pub(crate) mood: Mood,
+    /// Its agent has lied; what the engine believes of it means nothing.
+    pub(crate) liar: bool,
+}
+
+impl Process {
+    pub(crate) fn new(pid: u32, domain: DomainId) -> Self {
+        Self {
+            pid,
+            domain,
+            pages: BTreeMap::new(),
+            wrote: BTreeMap::new(),
+            mergeable: BTreeSet::new(),
+            pinned: BTreeSet::new(),
+            may_pin: false,
+            seen: BTreeMap::new(),
+            connection: None,
+            donation: Rc::default(),
+            mood: Mood::default(),
+            liar: false,
+        }
+    }
+
+    /// What `fork` makes of it. Nobody has told the daemon about the child.
+    pub(crate) fn fork(&self, pid: u32) -> Self {
+        Self {
+            pages: self.pages.clone(),
+            wrote: self.wrote.clone(),
+            mergeable: self.mergeable.clone(),
+            may_pin: self.may_pin,
+            ..Self::new(pid, self.domain)
+        }
+    }
+
+    /// The page's mapping, if there is one.
+    #[must_use]
+    pub fn page(&self, page: u64) -> Option<Page> {
+        self.pages.get(&page).copied()
+    }
+
+    /// What the app sees when it reads the page.
+    pub(crate) fn shows(&self, page: u64, arenas: &Arenas) -> Content {
+        match self.pages.get(&page) {
+            None | Some(Page::ReadOnce | Page::Zeroed) => Content::ZERO,
+            Some(Page::Private(content) | Page::Broken(content)) => *content,
+            Some(Page::Merged { frame, .. }) => arenas.content(*frame),
+        }
+    }
+
+    /// The app writes.
+    pub(crate) fn write(&mut self, page: u64, content: Content) {
+        self.wrote.insert(page, content);
+        let page = self.pages.entry(page).or_insert(Page::ReadOnce);
+        *page = match page {
+            Page::ReadOnce | Page::Private(_) | Page::Zeroed => Page::Private(content),
+            Page::Merged { .. } | Page::Broken(_) => Page::Broken(content),
+        };
+    }
+
+    /// The app reads.
+    pub(crate) fn read(&mut self, page: u64) {
+        self.pages.entry(page).or_insert(Page::ReadOnce);
+    }
+
+    /// A device gets hold of the page. That writes to it, as far as the memory management is concerned.
+    pub(crate) fn pin(&mut self, page: u64, arenas: &Arenas) {
+        let content = self.shows(page, arenas);
+        self.write(page, content);
+        self.pinned.insert(page);
+        self.may_pin = true;
+    }
+
+    /// `madvise(DONTNEED)`.
+    pub(crate) fn discard(&mut self, run: PageRun) {
+        for page in run.start..run.end() {
+            self.pages.remove(&page);
+            self.wrote.remove(&page);
+            self.pinned.remove(&page);
+        }
+    }
+
+    /// Makes pages private again, and forgets what was seen of them.
+    pub(crate) fn unmerge(&mut self, page: u64, arenas: &Arenas) {
+        let content = self.shows(page, arenas);
+        match self.pages.get_mut(&page) {
+            Some(merged @ Page::Merged { .. }) => *merged = Page::Broken(content),
+            Some(zero @ Page::Zeroed) => *zero = Page::Private(content),
+            Some(Page::ReadOnce | Page::Private(_) | Page::Broken(_)) | None => {}
+        }
+        self.seen.remove(&page);
+    }
+
+    /// Zero pages that orders have placed and that are still there.
+    pub(crate) fn zeroed(&self) -> u64 {
+        let zeroed = |page: &&Page| **page == Page::Zeroed;
+        self.pages.values().filter(zeroed).count() as u64
+    }
+
+    /// The mergeable pages as runs.
+    pub(crate) fn mergeable_runs(&self) -> Vec<PageRun> {
+        let mut runs: Vec<PageRun> = Vec::new();
+        for page in &self.mergeable {
+            match runs.last_mut() {
+                Some(last) if last.end() == *page => last.len += 1,
+                _ => runs.push(PageRun {
+                    start: *page,
+                    len: 1,
+                }),
+            }
+        }
+        runs
+    }
+
+    pub(crate) fn tell(&mut self, message: Message) {
+        if let Some(connection) = &mut self.connection {
+            connection.messages.push_back(message);
+        }
+    }
+
+    /// The app asks for merging.
+    pub(crate) fn register(&mut self, run: PageRun) {
+        self.mergeable.extend(run.start..run.end());
+        self.tell(Message::Register(run));
+    }
+
+    /// The app wants no merging any more.
+    pub(crate) fn unregister(&mut self, run: PageRun, arenas: &Arenas) {
+        for page in run.start..run.end() {
+            if self.mergeable.remove(&page) {
+                self.unmerge(page, arenas);
+            }
+        }
+        self.tell(Message::Unregister(run));
+    }
+
+    /// `munmap`.
+    pub(crate) fn unmap(&mut self, run: PageRun) {
+        self.discard(run);
+        for page in run.start..run.end() {
+            self.mergeable.remove(&page);
+            self.seen.remove(&page);
+        }
+        self.tell(Message::Unregister(run));
+    }
+
+    /// `mremap` to a place where nothing is.
+    pub(crate) fn move_pages(&mut self, run: PageRun, to: u64, arenas: &Arenas) {
+        let target = PageRun {
+            start: to,
+            len: run.len,
+        };
+        let moves: Vec<_> = (run.start..run.end()).zip(to..target.end()).collect();
+        let was_mergeable: Vec<bool> = moves
+            .iter()
+            .map(|(from, _)| self.mergeable.contains(from))
+            .collect();
+        self.unregister(run, arenas);
+        for ((from, to), mergeable) in moves.into_iter().zip(was_mergeable) {
+            if let Some(page) = self.pages.remove(&from) {
+                self.pages.insert(to, page);
+            }
+            if let Some(content) = self.wrote.remove(&from) {
+                self.wrote.insert(to, content);
+            }
+            if self.pinned.remove(&from) {
+                self.pinned.insert(to);
+            }
+            if mergeable {
+                self.register(PageRun { start: to, len: 1 });
+            }
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! The host: one daemon's engine, the processes, and the connections between them.
+
+use super::agent::Surroundings;
+use super::arenas::{Arenas, ModelStore};
+use super::content::Digests;
+use super::process::{Connection, Message, Process};
+use super::{Content, Knob, Lie, Mood, Page};
+use ksm_engine::engine::{Engine, Ticket, Written};
+use ksm_engine::knobs::{KsmFile, WriteError};
+use ksm_engine::order::{Donation, Outcome};
+use ksm_engine::page::{DomainId, PageBytes};
+use std::cell::RefCell;
+use std::collections::{HashSet, VecDeque};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// The most processes at one time.
+pub(super) const MAX_PROCESSES: usize = 8;
+/// Deliveries after which a world that does not settle is stuck.
+const PATIENCE: u32 = 100_000;
+
+/// A host.
+#[derive(Debug)]
+pub struct World {
+    pub(super) engine: Engine<ModelStore>,
+    pub(super) arenas: Rc<RefCell<Arenas>>,
+    /// Number of the daemon that lives now.
+    pub(super) daemon: u32,
+    pub(super) now: Duration,
+    pub(super) processes: Vec<Process>,
+    digests: Digests,
+    forked_or_spawned: u32,
+    slots_per_arena: u32,
+    /// Orders and answers are printed.
+    traced: bool,
+    /// Writes that the engine has not answered yet.
+    pending: HashSet<Ticket>,
+}
+
+/// The donation buffer, which the agent may write to at any time.
+struct Buffer(Rc<RefCell<Vec<Content>>>);
+
+impl Donation for Buffer {
+    fn copy_page(&self, index: usize, into: &mut PageBytes) {
+        let content = self.0.borrow().get(index).copied();
+        *into = content.unwrap_or(Content::ZERO).bytes();
+    }
+}
+
+impl World {
+    /// A host without processes, whose daemon has the kernel's defaults and arenas of so many slots.
+    #[must_use]
+    pub fn new(slots_per_arena: u32) -> Self {
+        let arenas: Rc<RefCell<Arenas>> = Rc::default();
+        Self {
+            engine: start_daemon(1, slots_per_arena, &arenas),
+            arenas,
+            daemon: 1,
+            now: Duration::ZERO,
+            processes: Vec::new(),
+            digests: Digests::default(),
+            forked_or_spawned: 0,
+            slots_per_arena,
+            traced: false,
+            pending: HashSet::new(),
+        }
+    }
+
+    /// The engine of the daemon that lives now. Whoever drives it past the world has to call [`World::pass_on`].
+    pub fn engine(&mut self) -> &mut Engine<impl ksm_engine::store::SlotStore + use<>> {
+        &mut self.engine
+    }
+
+    /// Prints orders and answers from now on.
+    pub fn trace(&mut self) {
+        self.traced = true;
+    }
+
+    /// A process, by its place in the list of those that live.
+    pub fn process(&mut self, at: usize) -> &mut Process {
+        &mut self.processes[at]
+    }
+
+    /// Starts a process; returns its place.
+    pub fn spawn(&mut self, domain: DomainId) -> usize {
+        self.forked_or_spawned += 1;
+        self.processes
+            .push(Process::new(self.forked_or_spawned, domain));
+        self.processes.len() - 1
+    }
+
+    /// Forks a process; returns the child's place.
+    pub fn fork(&mut self, parent: usize) -> usize {
+        self.forked_or_spawned += 1;
+        let child = self.processes[parent].fork(self.forked_or_spawned);
+        self.processes.push(child);
+        self.processes.len() - 1
+    }
+
+    /// Ends a process. Those behind it move up.
+    pub fn exit(&mut self, at: usize) {
+        self.disconnect(at);
+        self.processes.remove(at);
+    }
+
+    /// Connects the agent of a process and registers what is mergeable in it.
+    ///
+    /// # Panics
+    /// When the engine takes no more processes.
+    pub fn connect(&mut self, at: usize) {
+        let process = &mut self.processes[at];
+        if process.connection.is_some() {
+            return;
+        }
+        let mm = self.engine.add_mm(process.domain);
+        process.connection = Some(Connection {
+            mm: mm.expect("a small world never has too many processes"),
+            orders: VecDeque::new(),
+            messages: VecDeque::new(),
+        });
+        process.liar = false;
+        for run in process.mergeable_runs() {
+            process.tell(Message::Register(run));
+        }
+        self.pass_on();
+    }
+
+    /// Cuts a connection. What is on its way in it is lost.
+    pub fn disconnect(&mut self, at: usize) {
+        if let Some(connection) = self.processes[at].connection.take() {
+            self.engine.remove_mm(connection.mm);
+        }
+        self.be_cut_off(at);
+        self.pass_on();
+    }
+
+    fn be_cut_off(&mut self, at: usize) {
+        let process = &mut self.processes[at];
+        process.connection = None;
+        for seen in process.seen.values_mut() {
+            seen.known = false;
+        }
+        for page in process.pages.values_mut() {
+            if let Page::Merged { foreign, .. } = page {
+                *foreign = true;
+            }
+        }
+    }
+
+    /// Kills the daemon and starts another one.
+    pub fn kill_daemon(&mut self) {
+        self.daemon += 1;
+        self.engine = start_daemon(self.daemon, self.slots_per_arena, &self.arenas);
+        self.pending.clear();
+        for at in 0..self.processes.len() {
+            self.be_cut_off(at);
+        }
+        self.engine.advance(self.now);
+        self.set(Knob::Run(1));
+    }
+
+    /// The agent carries out its next order, and perhaps lies about it.
+    pub fn obey(&mut self, at: usize, lie: Option<Lie>) {
+        let process = &mut self.processes[at];
+        let order = process
+            .connection
+            .as_mut()
+            .and_then(|connection| connection.orders.pop_front());
+        let Some((id, order)) = order else { return };
+        process.liar |= lie.is_some();
+        if self.traced {
+            eprintln!("  process {} is told to {order:?}", process.pid);
+        }
+        if lie == Some(Lie::Idle) {
+            process.mood = Mood {
+                willing: Some(0),
+                refusal: Some(Outcome::Done),
+            };
+        }
+        let arenas = self.arenas.borrow();
+        let mut around = Surroundings {
+            daemon: self.daemon,
+            salt: self.engine.salt(process.domain),
+            arenas: &arenas,
+            digests: &mut self.digests,
+        };
+        let answer = process.obey(&order, &mut around);
+        drop(arenas);
+        let answer = match lie {
+            Some(lie) => lie.bend(process, answer),
+            None => answer,
+        };
+        if let Some(Lie::Invented(number)) = lie {
+            self.invent(at, number, answer.clone());
+        }
+        if self.traced {
+            eprintln!("  process {}: {answer:?}", self.processes[at].pid);
+        }
+        self.processes[at].tell(Message::Report(id, answer));
+    }
+
+    /// The daemon gets the next message of an agent. It hangs up on a liar.
+    ///
+    /// # Panics
+    /// When the engine does not believe an honest agent.
+    pub fn hear(&mut self, at: usize) {
+        let process = &mut self.processes[at];
+        let Some(connection) = &mut process.connection else {
+            return;
+        };
+        let mm = connection.mm;
+        let believed = match connection.messages.pop_front() {
+            None => return,
+            Some(Message::Register(run)) => {
+                self.engine.register(mm, run);
+                Ok(())
+            }
+            Some(Message::Unregister(run)) => {
+                self.engine.unregister(mm, run);
+                Ok(())
+            }
+            Some(Message::Report(id, answer)) => {
+                let buffer = Buffer(process.donation.clone());
+                self.engine.report(mm, id, &answer.borrow(), &buffer)
+            }
+        };
+        if let Err(error) = believed {
+            assert!(
+                process.liar,
+                "the engine does not believe process {}: {error}",
+                process.pid
+            );
+            self.disconnect(at);
+        }
+        self.pass_on();
+    }
+
+    /// Hands the engine's orders to the agents, and its answers to those who wrote knobs.
+    ///
+    /// # Panics
+    /// When there is nobody to hand them to.
+    pub fn pass_on(&mut self) {
+        while let Some((mm, id, order)) = self.engine.take_order() {
+            let connections = self
+                .processes
+                .iter_mut()
+                .filter_map(|p| p.connection.as_mut());
+            let to = connections.into_iter().find(|c| c.mm == mm);
+            to.unwrap_or_else(|| panic!("{order:?} for {mm:?}, which is gone"))
+                .orders
+                .push_back((id, order));
+        }
+        while let Some((ticket, _)) = self.engine.take_finished() {
+            assert!(self.pending.remove(&ticket), "{ticket:?} is finished twice");
+        }
+    }
+
+    /// Writes a knob, as root's shell would.
+    pub fn set(&mut self, knob: Knob) {
+        let (file, value) = knob.written();
+        // A refusal is as good an answer as any.
+        let _refused = self.write(file, &value);
+    }
+
+    /// Writes a file. A write that has to wait is waited for by nobody.
+    ///
+    /// # Errors
+    /// As the engine answers.
+    pub fn write(&mut self, file: KsmFile, value: &str) -> Result<Written, WriteError> {
+        let written = self.engine.write(file, value.as_bytes());
+        if let Ok(Written::Pending(ticket)) = written {
+            self.pending.insert(ticket);
+        }
+        self.pass_on();
+        written
+    }
+
+    /// Lets time pass.
+    pub fn wait(&mut self, time: Duration) {
+        self.now += time;
+        self.engine.advance(self.now);
+        self.pass_on();
+    }
+
+    /// Lets all agents carry out all orders, and the daemon hear all of it.
+    ///
+    /// # Panics
+    /// When that has no end.
+    pub fn settle(&mut self) {
+        for _ in 0..PATIENCE {
+            let mut idle = true;
+            for at in 0..self.processes.len() {
+                let Some(connection) = &self.processes[at].connection else {
+                    continue;
+                };
+                let (orders, messages) = (connection.orders.len(), connection.messages.len());
+                idle &= orders == 0 && messages == 0;
+                (0..orders).for_each(|_| self.obey(at, None));
+                (0..messages + orders).for_each(|_| self.hear(at));
+            }
+            if idle {
+                return;
+            }
+        }
+        panic!("the engine orders without end");
+    }
+
+    /// Lets `count` full scans pass.
+    ///
+    /// # Panics
+    /// When the scanning does not go on.
+    pub fn scan(&mut self, count: u64) {
+        self.settle();
+        let target = self.engine.counters().full_scans + count;
+        for _ in 0..PATIENCE {
+            if self.engine.counters().full_scans >= target || self.nothing_to_scan() {
+                assert!(
+                    self.pending.is_empty(),
+                    "these writes were never answered: {:?}",
+                    self.pending
+                );
+                return;
+            }
+            let wake_at = self.engine.wake_at();
+            let wake_at = wake_at.expect("nothing is under way, and nobody will wake the engine");
+            self.wait(wake_at.saturating_sub(self.now));
+            self.settle();
+        }
+        panic!("the scan does not end");
+    }
+
+    fn nothing_to_scan(&self) -> bool {
+        let scanned = |p: &Process| p.connection.is_some() && !p.mergeable.is_empty();
+        self.engine.wake_at().is_none() && !self.processes.iter().any(scanned)
+    }
+}
+
+fn start_daemon(
+    daemon: u32,
+    slots_per_arena: u32,
+    arenas: &Rc<RefCell<Arenas>>,
+) -> Engine<ModelStore> {
+    let store = ModelStore {
+        daemon,
+        slots_per_arena,
+        arenas: arenas.clone(),
+    };
+    let mut secret = [0; 32];
+    secret[..4].copy_from_slice(&daemon.to_le_bytes());
+    Engine::new(store, secret)
+}

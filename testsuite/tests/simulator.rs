@@ -1,0 +1,104 @@
+//! The engine among model processes that do everything at the worst moment.
+//!
+//! Environment variables: `SIM_SEED` runs one seed only, `SIM_SEEDS` so many, `SIM_STEPS` makes each run so long,
+//! `SIM_TRACE` prints every operation, order and answer. A failing run says which of them to set.
+
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use testsuite::sim::{Op, World, any_op};
+
+/// Slots of an arena: few, so that arenas fill up, empty, and are retired.
+const SLOTS: u32 = 8;
+const SEEDS: u64 = 12;
+const STEPS: u64 = 3000;
+/// Steps between two looks at a world that has calmed down.
+const CALM_EVERY: u64 = 400;
+
+fn variable(name: &str) -> Option<u64> {
+    let value = std::env::var(name).ok()?;
+    Some(
+        value
+            .parse()
+            .unwrap_or_else(|_| panic!("{name}={value} is not a number")),
+    )
+}
+
+/// Says how to see a failure again.
+struct Replay {
+    seed: u64,
+    step: u64,
+}
+
+impl Drop for Replay {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("again: SIM_SEED={} SIM_STEPS={}", self.seed, self.step + 1);
+        }
+    }
+}
+
+fn operations(seed: u64) -> impl Iterator<Item = Op> {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    let mut runner = TestRunner::new_with_rng(Config::default(), rng);
+    let strategy = any_op();
+    std::iter::repeat_with(move || {
+        let tree = strategy.new_tree(&mut runner);
+        tree.expect("no operation is ever rejected").current()
+    })
+}
+
+fn run_seed(seed: u64, steps: u64) -> World {
+    let trace = variable("SIM_TRACE").is_some();
+    let mut world = World::new(SLOTS);
+    if trace {
+        world.trace();
+    }
+    let mut replay = Replay { seed, step: 0 };
+    for (step, op) in (0..steps).zip(operations(seed)) {
+        replay.step = step;
+        if trace {
+            eprintln!("{step}: {op:?}");
+        }
+        world.play(&op);
+        world.check();
+        if step % CALM_EVERY == CALM_EVERY - 1 {
+            world.calm_down();
+            world.check();
+            world.check_settled();
+        }
+    }
+    world
+}
+
+#[test]
+fn nothing_goes_wrong_in_random_worlds() {
+    let steps = variable("SIM_STEPS").unwrap_or(STEPS);
+    match variable("SIM_SEED") {
+        Some(seed) => {
+            run_seed(seed, steps);
+        }
+        None => (0..variable("SIM_SEEDS").unwrap_or(SEEDS)).for_each(|seed| {
+            run_seed(seed, steps);
+        }),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// As above, with lists that proptest can shrink.
+    #[test]
+    fn nothing_goes_wrong_in_short_worlds(ops in prop::collection::vec(any_op(), 1..300)) {
+        let mut world = World::new(SLOTS);
+        for op in &ops {
+            world.play(op);
+            world.check();
+        }
+        world.calm_down();
+        world.check();
+        world.check_settled();
+    }
+}
