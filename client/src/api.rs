@@ -163,6 +163,12 @@ impl Client {
         Ok(client)
     }
 
+    /// The client of this process, if it was started, here or in the process that forked this one.
+    #[must_use]
+    pub fn current() -> Option<Self> {
+        PRESENCE.get().map(|presence| Self { presence })
+    }
+
     /// The presence, with somebody at work for it in a child that nobody told us of.
     fn present(&self) -> Result<&'static Presence, Errno> {
         if self.presence.is_inherited() {

@@ -7,6 +7,7 @@
     reason = "this is where the unsafe code of the crate lives"
 )]
 
+pub mod c_interface;
 pub mod guarded;
 pub mod kcmp;
 pub mod maps;
