@@ -66,6 +66,8 @@ pub(crate) struct StableTree {
     chains: Vec<Option<Chain>>,
     free_chains: Vec<u32>,
     index: HashTable<Root>,
+    /// Chains that have lost all dups but one, or all.
+    short_chains: Vec<u32>,
     dups: u64,
     steps: u64,
 }
@@ -148,6 +150,7 @@ impl StableTree {
 
     /// A node with this content and room for one more item.
     pub(crate) fn search(&mut self, digest: &Digest, rules: &SearchRules) -> Option<NodeId> {
+        self.dissolve_short_chains();
         let best = match self.root(digest)? {
             Root::Node(id) => id,
             Root::Chain(chain) => self.best_dup(chain, rules)?,
@@ -155,8 +158,24 @@ impl StableTree {
         rules.has_room(self.node(best), 1).then_some(best)
     }
 
+    /// A chain with one dup left is a plain node again, one without dups is nothing. The kernel's searches do that to
+    /// all chains that they pass on their way down the tree; here a search passes none but its own, so the first one
+    /// that comes does it to all.
+    fn dissolve_short_chains(&mut self) {
+        for id in std::mem::take(&mut self.short_chains) {
+            let Some(chain) = &self.chains[id as usize] else {
+                continue;
+            };
+            match chain.dups[..] {
+                [] => self.remove_chain(id, None),
+                [last] => self.remove_chain(id, Some(last)),
+                _ => {}
+            }
+        }
+    }
+
     /// Chooses a dup as the kernel does: the first with room, or, when the chain is due for pruning, the fullest with
-    /// room. Dissolves a chain with one dup left, removes an empty one.
+    /// room.
     fn best_dup(&mut self, chain: u32, rules: &SearchRules) -> Option<NodeId> {
         let prune = rules.now >= self.chain(chain).pruned.saturating_add(rules.prune_after);
         if prune {
@@ -179,14 +198,8 @@ impl StableTree {
             }
         }
         self.steps += steps;
-        let Some(best) = best else {
-            self.remove_chain(chain, None);
-            return None;
-        };
-        let dups = &mut self.chain_mut(chain).dups;
-        if dups.len() == 1 {
-            self.remove_chain(chain, Some(best));
-        } else if dups.last() != Some(&best) && rules.has_room(self.node(best), 2) {
+        let best = best?;
+        if self.chain(chain).dups.last() != Some(&best) && rules.has_room(self.node(best), 2) {
             let dups = &mut self.chain_mut(chain).dups;
             dups.retain(|dup| *dup != best);
             dups.push(best);
@@ -258,11 +271,15 @@ impl StableTree {
         id
     }
 
-    /// Removes a node without items. Its chain stays, even empty, until a search passes it.
+    /// Removes a node without items. Its chain stays, even empty, until the next search.
     pub(crate) fn remove(&mut self, id: NodeId) -> StableNode {
         match self.node(id).chain {
             Some(chain) => {
-                self.chain_mut(chain).dups.retain(|dup| *dup != id);
+                let dups = &mut self.chain_mut(chain).dups;
+                dups.retain(|dup| *dup != id);
+                if dups.len() <= 1 {
+                    self.short_chains.push(chain);
+                }
                 self.dups -= 1;
             }
             None => {
