@@ -112,11 +112,7 @@ impl<S: SlotStore> Engine<S> {
             }
             KnobValue::SleepMillisecs(value) => {
                 self.knobs.sleep_millisecs = value;
-                if let Ksmd::Sleeping { until, millisecs } = &mut self.ksmd
-                    && *millisecs != value
-                {
-                    *until = self.now;
-                }
+                self.ksmd.sleep_changed(value, self.now);
             }
             KnobValue::PagesToScan(value) => self.knobs.pages_to_scan = value,
             KnobValue::UseZeroPages(value) => self.knobs.use_zero_pages = value,
@@ -215,7 +211,14 @@ impl<S: SlotStore> Engine<S> {
 
     fn begin_unmerge(&mut self) {
         self.knobs.run = RunState::Unmerge;
-        self.ksmd = Ksmd::Unmerging { failed: false };
+        let asleep = match &self.ksmd {
+            Ksmd::Sleeping(sleep) => Some(*sleep),
+            Ksmd::Idle | Ksmd::Batch(_) | Ksmd::Unmerging { .. } => None,
+        };
+        self.ksmd = Ksmd::Unmerging {
+            failed: false,
+            asleep,
+        };
         let mms: Vec<(MmId, Vec<PageRun>)> = self
             .mms
             .iter()
@@ -258,20 +261,20 @@ impl<S: SlotStore> Engine<S> {
     }
 
     fn fail_unmerge(&mut self) {
-        if let Ksmd::Unmerging { failed } = &mut self.ksmd {
+        if let Ksmd::Unmerging { failed, .. } = &mut self.ksmd {
             *failed = true;
         }
     }
 
     /// Ends the unmerge when every agent has answered. Returns whether it ended.
     pub(super) fn continue_unmerge(&mut self) -> bool {
-        let Ksmd::Unmerging { failed } = self.ksmd else {
+        let Ksmd::Unmerging { failed, asleep } = self.ksmd else {
             return false;
         };
         if self.outbox.is_busy() {
             return false;
         }
-        self.ksmd = Ksmd::Idle;
+        self.ksmd = asleep.map_or(Ksmd::Idle, Ksmd::Sleeping);
         if failed {
             self.knobs.run = RunState::Stop;
         } else {

@@ -28,11 +28,19 @@ pub(crate) enum Ksmd {
     /// Waits until there is something to do.
     Idle,
     /// Between two batches.
-    Sleeping { until: Duration, millisecs: u32 },
+    Sleeping(Sleep),
     /// In a batch.
     Batch(Batch),
-    /// Unmerging everything.
-    Unmerging { failed: bool },
+    /// Unmerging everything, which does not end a sleep.
+    Unmerging { failed: bool, asleep: Option<Sleep> },
+}
+
+/// The sleep between two batches.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sleep {
+    until: Duration,
+    /// `sleep_millisecs` when it began.
+    millisecs: u32,
 }
 
 /// One batch.
@@ -94,8 +102,21 @@ impl Visited {
 impl Ksmd {
     pub(crate) fn wake_at(&self) -> Option<Duration> {
         match self {
-            Self::Sleeping { until, .. } => Some(*until),
+            Self::Sleeping(sleep) => Some(sleep.until),
             Self::Idle | Self::Batch(_) | Self::Unmerging { .. } => None,
+        }
+    }
+
+    /// `sleep_millisecs` was written: a sleep of another length is over.
+    pub(crate) fn sleep_changed(&mut self, millisecs: u32, now: Duration) {
+        if let Self::Sleeping(sleep)
+        | Self::Unmerging {
+            asleep: Some(sleep),
+            ..
+        } = self
+            && sleep.millisecs != millisecs
+        {
+            sleep.until = now;
         }
     }
 
@@ -111,8 +132,8 @@ impl<S: SlotStore> Engine<S> {
         loop {
             let progress = match &self.ksmd {
                 Ksmd::Idle => self.can_scan() && self.start_batch(),
-                Ksmd::Sleeping { until, .. } => {
-                    *until <= self.now && {
+                Ksmd::Sleeping(sleep) => {
+                    sleep.until <= self.now && {
                         self.ksmd = Ksmd::Idle;
                         self.can_scan()
                     }
@@ -189,16 +210,16 @@ impl<S: SlotStore> Engine<S> {
         };
         let until = self.now.saturating_add(sleep);
         self.ksmd = if self.can_scan() {
-            Ksmd::Sleeping {
+            Ksmd::Sleeping(Sleep {
                 until,
                 millisecs: self.knobs.sleep_millisecs,
-            }
+            })
         } else {
             Ksmd::Idle
         };
         self.serve_requests();
         // A sleep of zero still lets the caller send what it has and take what came in.
-        !matches!(self.ksmd, Ksmd::Sleeping { .. })
+        !matches!(self.ksmd, Ksmd::Sleeping(_))
     }
 
     fn finish_scan(&mut self) {
@@ -250,7 +271,7 @@ impl<S: SlotStore> Engine<S> {
     fn batch_mut(&mut self) -> &mut Batch {
         match &mut self.ksmd {
             Ksmd::Batch(batch) => batch,
-            Ksmd::Idle | Ksmd::Sleeping { .. } | Ksmd::Unmerging { .. } => {
+            Ksmd::Idle | Ksmd::Sleeping(_) | Ksmd::Unmerging { .. } => {
                 unreachable!("steps are taken in a batch only")
             }
         }
