@@ -84,7 +84,7 @@ impl Process {
             }
             Order::Donate { runs } => {
                 self.donation.borrow_mut().clear();
-                self.each_page(runs, mood, |process, page| process.donate(page))
+                self.each_page(runs, mood, Self::donate)
             }
             Order::Map { arena, runs } => {
                 let slots = slots(around.daemon, *arena, runs);

@@ -48,12 +48,6 @@ impl Arenas {
     pub(crate) fn content(&self, frame: Frame) -> Content {
         self.arena(frame).slots[frame.slot.index as usize].expect("a slot that was never written")
     }
-
-    /// The sum of slots ever written.
-    pub(crate) fn written(&self) -> usize {
-        let written = |arena: &Arena| arena.slots.iter().flatten().count();
-        self.arenas.values().map(written).sum()
-    }
 }
 
 /// The store of one daemon.

@@ -104,16 +104,13 @@ impl World {
             Op::Read { page: p, .. } => process.read(page(p)),
             Op::Discard { page, len, .. } => process.discard(run(page, len)),
             Op::Unmap { page, len, .. } => process.unmap(run(page, len)),
-            Op::Move { page, len, .. } => self.move_pages(at, run(page, len)),
+            Op::Move { page, len, .. } => self.move_about(at, run(page, len)),
             Op::Register { page, len, .. } => process.register(run(page, len)),
             Op::Unregister { page, len, .. } => {
                 process.unregister(run(page, len), &arenas.borrow());
             }
             Op::Pin { page: p, .. } => process.pin(page(p), &arenas.borrow()),
-            Op::Unpin { .. } => {
-                process.pinned.clear();
-                process.may_pin = false;
-            }
+            Op::Unpin { .. } => process.unpin(),
             Op::Obey { .. } => self.obey(at, None),
             Op::ObeyInPart {
                 willing, refusal, ..
@@ -137,9 +134,8 @@ impl World {
     }
 
     /// Moves pages behind all others, or back.
-    fn move_pages(&mut self, at: usize, run: PageRun) {
-        let arenas = self.arenas.borrow();
-        let process = &mut self.processes[at];
+    fn move_about(&mut self, at: usize, run: PageRun) {
+        let process = &self.processes[at];
         let away = PageRun {
             start: run.start + PAGES,
             ..run
@@ -147,9 +143,9 @@ impl World {
         let free =
             |run: PageRun| !(run.start..run.end()).any(|page| process.pages.contains_key(&page));
         if free(away) {
-            process.move_pages(run, away.start, &arenas);
+            self.move_pages(at, run, away.start);
         } else if free(run) {
-            process.move_pages(away, run.start, &arenas);
+            self.move_pages(at, away, run.start);
         }
     }
 
@@ -166,9 +162,9 @@ impl World {
         for at in 0..self.processes.len() {
             let process = &mut self.processes[at];
             process.pinned.clear();
-            process.may_pin &= process.pid % 2 == 0;
+            process.may_pin &= process.pid.is_multiple_of(2);
             // Some stay unknown to the daemon for good.
-            if process.pid % 5 != 0 {
+            if !process.pid.is_multiple_of(5) {
                 self.connect(at);
             }
         }

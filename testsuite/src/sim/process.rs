@@ -94,6 +94,18 @@ impl Process {
         }
     }
 
+    /// Its number, which no other process of the host ever has.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// What the engine calls it, if its agent is connected.
+    #[must_use]
+    pub fn mm(&self) -> Option<MmId> {
+        self.connection.as_ref().map(|connection| connection.mm)
+    }
+
     /// What `fork` makes of it. Nobody has told the daemon about the child.
     pub(crate) fn fork(&self, pid: u32) -> Self {
         Self {
@@ -121,7 +133,7 @@ impl Process {
     }
 
     /// The app writes.
-    pub(crate) fn write(&mut self, page: u64, content: Content) {
+    pub fn write(&mut self, page: u64, content: Content) {
         self.wrote.insert(page, content);
         let page = self.pages.entry(page).or_insert(Page::ReadOnce);
         *page = match page {
@@ -131,7 +143,7 @@ impl Process {
     }
 
     /// The app reads.
-    pub(crate) fn read(&mut self, page: u64) {
+    pub fn read(&mut self, page: u64) {
         self.pages.entry(page).or_insert(Page::ReadOnce);
     }
 
@@ -143,8 +155,14 @@ impl Process {
         self.may_pin = true;
     }
 
+    /// Devices let go of all pages, and it is plain that none has any.
+    pub fn unpin(&mut self) {
+        self.pinned.clear();
+        self.may_pin = false;
+    }
+
     /// `madvise(DONTNEED)`.
-    pub(crate) fn discard(&mut self, run: PageRun) {
+    pub fn discard(&mut self, run: PageRun) {
         for page in run.start..run.end() {
             self.pages.remove(&page);
             self.wrote.remove(&page);
@@ -191,7 +209,7 @@ impl Process {
     }
 
     /// The app asks for merging.
-    pub(crate) fn register(&mut self, run: PageRun) {
+    pub fn register(&mut self, run: PageRun) {
         self.mergeable.extend(run.start..run.end());
         self.tell(Message::Register(run));
     }
@@ -207,7 +225,7 @@ impl Process {
     }
 
     /// `munmap`.
-    pub(crate) fn unmap(&mut self, run: PageRun) {
+    pub fn unmap(&mut self, run: PageRun) {
         self.discard(run);
         for page in run.start..run.end() {
             self.mergeable.remove(&page);

@@ -8,7 +8,7 @@ use super::{Content, Knob, Lie, Mood, Page};
 use ksm_engine::engine::{Engine, Ticket, Written};
 use ksm_engine::knobs::{KsmFile, WriteError};
 use ksm_engine::order::{Donation, Outcome};
-use ksm_engine::page::{DomainId, PageBytes};
+use ksm_engine::page::{DomainId, PageBytes, PageRun};
 use std::cell::RefCell;
 use std::collections::{HashSet, VecDeque};
 use std::rc::Rc;
@@ -145,6 +145,27 @@ impl World {
                 *foreign = true;
             }
         }
+    }
+
+    /// Place of the process with this number.
+    #[must_use]
+    pub fn find(&self, pid: u32) -> Option<usize> {
+        self.processes.iter().position(|process| process.pid == pid)
+    }
+
+    /// `madvise(UNMERGEABLE)` in a process.
+    pub fn unregister(&mut self, at: usize, run: PageRun) {
+        self.processes[at].unregister(run, &self.arenas.borrow());
+    }
+
+    /// `mremap` in a process, to a place where nothing is.
+    pub fn move_pages(&mut self, at: usize, run: PageRun, to: u64) {
+        self.processes[at].move_pages(run, to, &self.arenas.borrow());
+    }
+
+    /// A device gets hold of a page of a process.
+    pub fn pin(&mut self, at: usize, page: u64) {
+        self.processes[at].pin(page, &self.arenas.borrow());
     }
 
     /// Kills the daemon and starts another one.

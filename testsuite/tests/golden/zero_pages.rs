@@ -1,0 +1,111 @@
+//! Pages of zeros, and the kernel's zero page.
+
+use crate::host::{Host, pages};
+use ksm_engine::knobs::KsmFile;
+
+#[test]
+fn s05_pages_of_zeros_are_pages_like_others() {
+    let mut host = Host::new(&[]);
+    let [a, _] = [(); 2].map(|()| host.process_of(32, 0));
+    host.start();
+    host.steps(2);
+    assert_eq!(host.figures(a).merging_pages, 32);
+    host.expect(
+        "
+        scan                        1    0    0    0   64    0    0    0    64    0    -4096
+        scan                        2    1   63    0    0    0    0    0   128    0   253952
+        scan                        3    1   63    0    0    0    0    0   192    0   253952
+        ",
+    );
+}
+
+#[test]
+fn s06_pages_of_zeros_go_to_the_zero_page() {
+    let mut host = Host::new(&[(KsmFile::UseZeroPages, "1")]);
+    let [a, _] = [(); 2].map(|()| host.process_of(32, 0));
+    host.start();
+    host.steps(2);
+    let figures = host.figures(a);
+    assert_eq!((figures.rmap_items, figures.zero_pages), (0, 32));
+    assert_eq!(figures.profit, 131_072);
+    host.steps(1);
+    host.expect(
+        "
+        scan                        1    0    0    0   64    0    0    0    64    0    -4096
+        scan                        2    0    0    0   64   64    0    0   128    0   258048
+        scan                        3    0    0    0    0   64    0    0   128    0   262144
+        scan                        4    0    0    0    0   64    0    0   128    0   262144
+        ",
+    );
+}
+
+#[test]
+fn s08_pages_that_were_only_read_are_none_of_ours() {
+    let mut host = Host::new(&[]);
+    let a = host.process();
+    host.advise(a, pages(0, 0..64));
+    let all = pages(0, 0..64);
+    for page in all.start..all.end() {
+        host.model(a).read(page);
+    }
+    host.start();
+    host.steps(1);
+    host.fill(a, pages(0, 0..2), 5);
+    host.record("2 pages written");
+    host.steps(2);
+    host.expect(
+        "
+        scan                        1    0    0    0    0    0    0    0     0    0        0
+        scan                        2    0    0    0    0    0    0    0     0    0        0
+        2 pages written             2    0    0    0    0    0    0    0     0    0        0
+        scan                        3    0    0    0    2    0    0    0     2    0     -128
+        scan                        4    1    1    0    0    0    0    0     4    0     3968
+        ",
+    );
+}
+
+#[test]
+fn t14_what_is_merged_stays_so_when_the_zero_page_is_to_be_used() {
+    let mut host = Host::new(&[]);
+    host.process_of(10, 0);
+    host.start();
+    host.steps(1);
+    host.set(KsmFile::UseZeroPages, "1");
+    host.steps(2);
+    host.process_of(10, 0);
+    host.record("2nd proc 10 zero pages");
+    host.steps(3);
+    host.expect(
+        "
+        scan                        1    0    0    0   10    0    0    0    10    0     -640
+        scan                        2    1    9    0    0    0    0    0    20    0    36224
+        scan                        3    1    9    0    0    0    0    0    30    0    36224
+        scan                        4    1    9    0    0    0    0    0    40    0    36224
+        2nd proc 10 zero pages      4    1    9    0    0    0    0    0    40    0    36224
+        scan                        5    1    9    0   10    0    0    0    60    0    35584
+        scan                        6    1    9    0   10   10    0    0    80    0    76544
+        scan                        7    1    9    0    0   10    0    0    90    0    77184
+        ",
+    );
+}
+
+#[test]
+fn t15_a_process_with_zero_pages_ends() {
+    let mut host = Host::new(&[(KsmFile::UseZeroPages, "1")]);
+    host.process_of(10, 0);
+    let b = host.process_of(6, 0);
+    host.start();
+    host.steps(2);
+    host.exit(b);
+    host.record("w2 exits");
+    host.steps(1);
+    host.expect(
+        "
+        scan                        1    0    0    0   16    0    0    0    16    0    -1024
+        scan                        2    0    0    0   16   16    0    0    32    0    64512
+        scan                        3    0    0    0    0   16    0    0    32    0    65536
+        w2 exits                    3    0    0    0    0   10    0    0    32    0    40960
+        scan                        4    0    0    0    0   10    0    0    32    0    40960
+        ",
+    );
+}
