@@ -275,3 +275,93 @@ impl Drop for Held<'_> {
         self.gear.journal.end();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::arena::Arena;
+    use crate::space::Space;
+    use crate::sys::uffd::Userfaults;
+    use ksm_engine::page::PAGE_SIZE;
+    use rustix::event::{PollFd, PollFlags, poll};
+    use rustix::fs::{
+        MemfdFlags, Mode, OFlags, SealFlags, Timespec, fcntl_add_seals, memfd_create, open,
+    };
+    use std::os::fd::AsFd;
+
+    /// Somebody reads a page that is held, in user mode or in a system call: he waits, and goes on when the hold ends.
+    fn waits_and_goes_on(end: impl FnOnce(&mut Held<'_>, &Arena<'_>)) {
+        let space = Space::create().expect("memory");
+        let device = open(c"/dev/userfaultfd", OFlags::RDWR, Mode::empty()).expect("root");
+        let userfaults = Userfaults::new(Some(device.as_fd())).expect("Linux 6.8");
+        let mut memory = OwnPages::map(4).expect("memory");
+        let fd = memfd_create(c"arena", MemfdFlags::ALLOW_SEALING).expect("memfd");
+        for page in memory.pages_mut() {
+            page.fill(7);
+            rustix::io::write(&fd, page).expect("written");
+        }
+        let seals = SealFlags::GROW | SealFlags::SHRINK | SealFlags::WRITE;
+        fcntl_add_seals(&fd, seals).expect("sealed");
+        let arena = Arena::open(fd.as_fd(), 0, 4).expect("sealed");
+        let pages = OwnPages::map(8).expect("memory");
+        let mut quarantine = Quarantine::new(pages, &userfaults.moving).expect("registered");
+        let gear = Gear {
+            uffd: &userfaults.moving,
+            journal: &space.journal,
+            counters: &space.counters,
+        };
+        let pages = AppPages::vouched_for(memory.run());
+        let mut outcomes = [Outcome::Done; 4];
+        let taken = Held::take(gear, &mut quarantine, pages, None, &mut outcomes);
+        let mut held = taken.expect("plain memory");
+        assert_eq!(held.inside(), 0b1111);
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| memory.pages().iter().all(|page| page == &[7; PAGE_SIZE]));
+            // The kernel says when somebody waits.
+            let [moving, _] = userfaults.descriptors();
+            let mut polled = [PollFd::new(&moving, PollFlags::IN)];
+            let patience = Timespec {
+                tv_sec: 60,
+                tv_nsec: 0,
+            };
+            assert_eq!(poll(&mut polled, Some(&patience)), Ok(1), "nobody waits");
+            assert!(!reader.is_finished());
+            end(&mut held, &arena);
+            drop(held);
+            let deadline = Instant::now() + std::time::Duration::from_secs(60);
+            while !reader.is_finished() {
+                if Instant::now() > deadline {
+                    // Let the thread go, or the test could not even fail.
+                    let _ = gear.uffd.unregister(pages);
+                    let _ = gear.uffd.wake(pages);
+                    panic!("the reader still waits");
+                }
+                std::thread::yield_now();
+            }
+            assert!(
+                reader.join().expect("it only reads"),
+                "the reader saw other bytes"
+            );
+        });
+    }
+
+    #[test]
+    fn a_reader_waits_until_the_pages_are_back() {
+        waits_and_goes_on(|_, _| {});
+    }
+
+    #[test]
+    fn a_reader_waits_until_the_slots_are_mapped() {
+        waits_and_goes_on(|held, arena| {
+            held.map(0, 4, arena.fd(), 0).expect("mapped");
+        });
+    }
+
+    #[test]
+    fn a_reader_waits_until_some_are_mapped_and_some_are_back() {
+        waits_and_goes_on(|held, arena| {
+            held.map(0, 1, arena.fd(), 0).expect("mapped");
+            held.map(2, 1, arena.fd(), 2).expect("mapped");
+        });
+    }
+}

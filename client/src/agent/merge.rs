@@ -93,10 +93,10 @@ impl Agent {
                     continue;
                 };
                 let slot = slot_after(slot, first);
-                let state = tables.states.get(pages.run().start).flags;
-                if state.contains(Flags::MERGED) {
+                let flags = tables.states.get(pages.run().start).flags;
+                if flags.contains(Flags::MERGED) {
                     self.remap_part(&mut tables, pages, arena, slot, Kind::Unbroken, part);
-                } else if state.contains(Flags::BROKEN) {
+                } else if flags.contains(Flags::BROKEN) {
                     self.remap_part(&mut tables, pages, arena, slot, Kind::Broken, part);
                 } else {
                     self.map_part(&mut tables, pages, arena, slot, part);

@@ -124,6 +124,9 @@ impl Agent {
         let mut equal = 0;
         for (i, bytes) in self.buffer.pages().iter().take(read).enumerate() {
             let right = kind.is(found.of(run.start + i as u64));
+            // The engine may order too early what a visit has not seen rest.
+            let state = tables.states.get(run.start + i as u64).flags;
+            let right = right && (kind == Kind::Unbroken || state.contains(Flags::RESTED));
             if right && arena.equals(slot_after(slot, i).index, bytes) {
                 equal |= bits(i, 1);
             }

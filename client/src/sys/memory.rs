@@ -136,6 +136,8 @@ pub struct OwnPages {
 
 // SAFETY: the pages belong to the value alone, as a `Box` does.
 unsafe impl Send for OwnPages {}
+// SAFETY: a shared borrow only reads.
+unsafe impl Sync for OwnPages {}
 
 impl OwnPages {
     /// Maps `pages` zero pages.
