@@ -66,7 +66,7 @@ fn no_byte_is_lost_while_mappings_of_slots_are_replaced() {
         for owner in 0..2 {
             scope.spawn(move || {
                 own(memory, owner, stop, |i, at, byte| {
-                    memory.write_byte(i, at, byte)
+                    memory.write_byte(i, at, byte);
                 });
             });
         }
