@@ -94,4 +94,28 @@ mod tests {
         child.wait().unwrap();
         assert_eq!(claimed, None);
     }
+
+    #[test]
+    fn a_peer_in_a_container_states_the_number_it_has_there() {
+        let mut container = std::process::Command::new("unshare")
+            .args(["--pid", "--fork", "--kill-child", "sleep", "60"])
+            .spawn()
+            .unwrap();
+        let children = format!("/proc/{0}/task/{0}/children", container.id());
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        let inside = loop {
+            assert!(std::time::Instant::now() < deadline, "no process in it");
+            let children = std::fs::read_to_string(&children).unwrap();
+            if let Some(child) = children.split_whitespace().next() {
+                break Pid::from_raw(child.parse().unwrap()).unwrap();
+            }
+            std::thread::yield_now();
+        };
+        let by_its_number = app_pid(inside, 1);
+        let by_ours = app_pid(inside, number(inside));
+        rustix::process::kill_process(inside, rustix::process::Signal::KILL).unwrap();
+        container.wait().unwrap();
+        assert_eq!(by_its_number, Some(inside));
+        assert_eq!(by_ours, None);
+    }
 }

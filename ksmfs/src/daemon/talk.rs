@@ -65,7 +65,9 @@ impl Parting {
     pub fn is_ordinary(&self) -> bool {
         matches!(
             self,
-            Self::HungUp | Self::Receive(Errno::CONNRESET) | Self::Send(SendError::Os(Errno::PIPE))
+            Self::HungUp
+                | Self::Receive(Errno::CONNRESET)
+                | Self::Send(SendError::Os(Errno::PIPE | Errno::CONNRESET))
         )
     }
 }
