@@ -1,5 +1,6 @@
 //! The command line.
 
+use crate::demo;
 use crate::running::{DEFAULT_PEERS_PER_USER, Options};
 use clap::{Args, Parser, Subcommand};
 use ksm_engine::knobs::KsmFile;
@@ -21,6 +22,22 @@ pub enum Command {
     Mount(MountArgs),
     /// Show what was merged and saved
     Status(StatusArgs),
+    /// Merge this machine's own files in some processes, measure what it saves, check every byte
+    Demo(demo::Options),
+    /// A worker of the demo
+    #[command(hide = true)]
+    DemoWorker(DemoWorkerArgs),
+}
+
+/// Arguments of a worker of the demo.
+#[derive(Debug, Args)]
+pub struct DemoWorkerArgs {
+    /// The daemon
+    pub socket: PathBuf,
+    /// What makes its own data its own
+    pub seed: u64,
+    /// The files to load
+    pub list: PathBuf,
 }
 
 /// Arguments of `mount`.
@@ -40,6 +57,9 @@ pub struct MountArgs {
     /// Most processes of one user that may join
     #[arg(long, value_name = "N", default_value_t = DEFAULT_PEERS_PER_USER)]
     pub max_peers: usize,
+    /// End when the process that started this one ends
+    #[arg(long, hide = true)]
+    pub end_with_parent: bool,
 }
 
 /// Arguments of `status`.

@@ -7,6 +7,8 @@
 
 pub mod cli;
 pub mod daemon;
+pub mod demo;
+pub mod footprint;
 pub mod fuse;
 pub mod mailbox;
 pub mod mountpoint;

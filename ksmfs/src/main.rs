@@ -3,9 +3,10 @@
 
 use clap::Parser;
 use ksmfs::cli::{Cli, Command, MountArgs, StatusArgs};
+use ksmfs::demo;
 use ksmfs::running::{End, Running};
 use ksmfs::status::Status;
-use rustix::process::{Resource, Rlimit};
+use rustix::process::{Resource, Rlimit, Signal};
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -23,6 +24,10 @@ fn main() -> ExitCode {
     let done = match &cli.command {
         Command::Mount(args) => serve(args),
         Command::Status(args) => status(args),
+        Command::Demo(options) => demo::run(*options).map_err(Into::into),
+        Command::DemoWorker(args) => {
+            demo::serve_worker(&args.socket, args.seed, &args.list).map_err(Into::into)
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -34,6 +39,9 @@ fn main() -> ExitCode {
 }
 
 fn serve(args: &MountArgs) -> Result<(), Box<dyn Error>> {
+    if args.end_with_parent {
+        rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
+    }
     // Before anything exists that would have to be cleaned up: a signal during the start waits for its end.
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
     raise_descriptor_limit();
