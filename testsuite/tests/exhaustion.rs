@@ -1,0 +1,132 @@
+//! When something runs out, merging stops and the app notices nothing.
+
+use testsuite::cgroup::MemoryGroup;
+use testsuite::daemon::{Daemon, write_knob};
+use testsuite::wait::until_true;
+use testsuite::worker::{Content, Worker};
+
+const KIT: &str = env!("CARGO_BIN_EXE_kit");
+
+fn pair(daemon: &Daemon, pages: usize) -> Vec<Worker> {
+    (0..2)
+        .map(|_| Worker::start(KIT, &daemon.socket(), 0, pages))
+        .collect()
+}
+
+#[test]
+fn a_full_map_table_only_stops_merging() {
+    let daemon = Daemon::start(KIT);
+    let mut workers = pair(&daemon, 200);
+    workers
+        .iter_mut()
+        .for_each(|worker| worker.fill(0, 200, Content::Each(1)));
+    let maps: usize = workers[0].ask("fill-maps").parse().expect("a number");
+    assert!(maps > 1000, "the table was filled");
+    daemon.scan_fast();
+    daemon.wait_scans(5);
+    assert_eq!(workers[0].merged(), 0);
+    workers.iter_mut().for_each(Worker::verify);
+    workers[0].ask("let-go");
+    until_true("merging once there is room", || {
+        daemon.number("pages_sharing") == 200
+    });
+    workers.iter_mut().for_each(Worker::verify);
+}
+
+#[test]
+fn the_last_quarter_of_the_map_table_is_the_apps() {
+    let daemon = Daemon::start(KIT);
+    let most: usize = std::fs::read_to_string("/proc/sys/vm/max_map_count")
+        .expect("a kernel setting")
+        .trim()
+        .parse()
+        .expect("a number");
+    // Every other page is equal: each would take a map of its own, and one between it and the next.
+    let pages = most;
+    let mut workers = pair(&daemon, pages);
+    for (seed, worker) in (10..).zip(&mut workers) {
+        worker.fill(0, pages, Content::Each(seed));
+        for page in (0..pages).step_by(2) {
+            worker.tell(&format!("fill {page} 1 each 1"));
+            worker.hear();
+        }
+    }
+    daemon.scan_fast();
+    until_true("merging to be held back", || {
+        workers[0].merged() > 1000 && workers[0].ask("held-back-by-maps") != "0"
+    });
+    daemon.wait_scans(2);
+    let left: usize = workers[0].ask("fill-maps").parse().expect("a number");
+    assert!(
+        left * 5 >= most,
+        "{left} of {most} maps were left to the app"
+    );
+    workers.iter_mut().for_each(Worker::verify);
+}
+
+#[test]
+fn a_full_descriptor_table_does_not_matter() {
+    let daemon = Daemon::start(KIT);
+    let mut workers = pair(&daemon, 200);
+    until_true("agents to be there", || workers[0].ask("agent") != "0");
+    workers[0].ask("fill-descriptors");
+    workers
+        .iter_mut()
+        .for_each(|worker| worker.fill(0, 200, Content::Each(1)));
+    daemon.scan_fast();
+    until_true("merging", || daemon.number("pages_sharing") == 200);
+    workers[0].ask("let-go");
+    workers.iter_mut().for_each(Worker::verify);
+}
+
+#[test]
+fn an_exhausted_address_space_does_no_harm() {
+    let daemon = Daemon::start(KIT);
+    let mut workers = pair(&daemon, 400);
+    until_true("agents to be there", || workers[0].ask("agent") != "0");
+    workers
+        .iter_mut()
+        .for_each(|worker| worker.fill(0, 400, Content::Each(1)));
+    workers[0].ask("limit-address-space");
+    daemon.scan_fast();
+    daemon.wait_scans(5);
+    workers.iter_mut().for_each(Worker::verify);
+    workers[0].fill(0, 400, Content::Each(2));
+    workers.iter_mut().for_each(Worker::verify);
+    daemon.write("run", "2");
+    workers.iter_mut().for_each(Worker::verify);
+}
+
+#[test]
+fn unmerging_in_a_small_cgroup_stops_in_time() {
+    let daemon = Daemon::start(KIT);
+    let group = MemoryGroup::create("ksmfs-test").expect("a memory controller");
+    let pages = 16 * 1024;
+    let mut workers = pair(&daemon, pages);
+    group.take(workers[0].pid()).expect("moving a process");
+    until_true("agents to be there", || workers[0].ask("agent") != "0");
+    let agent = workers[0].ask("agent").parse().expect("a pid");
+    group.take(agent).expect("moving an agent");
+    workers
+        .iter_mut()
+        .for_each(|worker| worker.fill(0, pages, Content::Each(1)));
+    daemon.scan_fast();
+    until_true("merging", || daemon.number("pages_sharing") >= 16 * 1024);
+    // Room for a quarter of the private copies that unmerging would need.
+    let room = 16 << 20;
+    group
+        .limit(group.usage().expect("usage") + room)
+        .expect("a limit");
+    let refused = write_knob(&daemon.mount(), "run", "2").expect_err("there is no room");
+    assert_eq!(refused.raw_os_error(), Some(12), "ENOMEM");
+    assert_eq!(daemon.number("run"), 0);
+    workers.iter_mut().for_each(Worker::verify);
+    assert!(
+        workers[0].merged() > 0,
+        "what there was no room for is merged still"
+    );
+    group.limit(1 << 40).expect("no limit");
+    daemon.write("run", "2");
+    assert_eq!(workers[0].merged(), 0);
+    workers.iter_mut().for_each(Worker::verify);
+}
