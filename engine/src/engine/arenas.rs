@@ -36,9 +36,12 @@ pub(crate) struct Arenas {
 }
 
 impl Arenas {
-    /// The arena that the next slot comes from, if one is open.
-    pub(crate) fn open(&self) -> Option<ArenaId> {
-        self.open
+    /// The slot that is taken next, if an arena is open.
+    pub(crate) fn next(&self) -> Option<Slot> {
+        let arena = self.open?;
+        let given_out = self.arenas.get(&arena)?.nodes.len();
+        let index = u32::try_from(given_out).expect("an arena has few slots");
+        Some(Slot { arena, index })
     }
 
     /// Adds an empty arena and opens it. The one that was open before takes no more slots.
@@ -54,18 +57,19 @@ impl Arenas {
         self.open = Some(id);
     }
 
-    /// The next slot. Says whether it is the arena's last: then no arena is open any more.
-    pub(crate) fn take(&mut self, node: NodeId) -> Option<(Slot, bool)> {
-        let id = self.open?;
-        let arena = self.arenas.get_mut(&id)?;
-        let index = u32::try_from(arena.nodes.len()).expect("an arena has few slots");
+    /// Takes the next slot, which has been written. Returns whether it was the arena's last: then no arena is open any
+    /// more.
+    pub(crate) fn take(&mut self, node: NodeId) -> bool {
+        let Some(arena) = self.open.and_then(|id| self.arenas.get_mut(&id)) else {
+            return false;
+        };
         arena.nodes.push(Some(node));
         arena.used += 1;
         let full = arena.is_full();
         if full {
             self.open = None;
         }
-        Some((Slot { arena: id, index }, full))
+        full
     }
 
     /// The node whose bytes are, or were, in `slot`.

@@ -34,7 +34,7 @@ impl<S: SlotStore> Engine<S> {
                     State::Absent | State::Volatile | State::Known => {}
                     State::Unstable => unshared += 1,
                     State::Stable => {
-                        merging += 1;
+                        merging += u64::from(item.is_mapped());
                         self.audit_attached(
                             ItemRef::new(id, page),
                             NodeId(item.link),
@@ -99,8 +99,8 @@ impl<S: SlotStore> Engine<S> {
                 if node.items.is_empty() && !founding {
                     return Err(format!("stable node {id:?} has no items"));
                 }
-                shared += u64::from(!node.items.is_empty());
-                listed += node.items.len() as u64;
+                shared += u64::from(node.mapped > 0);
+                listed += u64::from(node.mapped);
                 if let Some(slot) = node.slot {
                     slots += 1;
                     if domain.arenas.node_at(slot) != Some(id) {
@@ -109,6 +109,7 @@ impl<S: SlotStore> Engine<S> {
                 } else if !founding {
                     return Err(format!("stable node {id:?} has no slot"));
                 }
+                let mut mapped = 0;
                 for item in &node.items {
                     let mm = self
                         .mms
@@ -118,9 +119,14 @@ impl<S: SlotStore> Engine<S> {
                         return Err(format!("node {id:?} has an item of another domain"));
                     }
                     let kept = mm.items.get(item.page());
+                    mapped += u32::from(kept.is_mapped());
                     if kept.state != State::Stable || kept.link != id.0 {
                         return Err(format!("node {id:?} lists {item:?}, which is elsewhere"));
                     }
+                }
+                agree("mapped items", node.mapped.into(), mapped.into())?;
+                if !founding && !self.ksmd.is_working() {
+                    agree("items at rest", node.items.len() as u64, mapped.into())?;
                 }
             }
             agree("slots in use", domain.arenas.used(), slots)?;

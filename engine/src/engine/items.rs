@@ -62,7 +62,26 @@ const ON_OLD_SLOT: u8 = 1;
 /// See [`RmapItem::doubt`].
 const DOUBTED: u8 = 2;
 
+/// The agent has confirmed that the page is mapped to its stable node's slot.
+const MAPPED: u8 = 4;
+
 impl RmapItem {
+    /// Says whether the page is known to be mapped to a slot. Returns whether that is news.
+    pub(crate) fn set_mapped(&mut self, mapped: bool) -> bool {
+        let was = self.is_mapped();
+        self.marks = if mapped {
+            self.marks | MAPPED
+        } else {
+            self.marks & !MAPPED
+        };
+        was != mapped
+    }
+
+    /// Whether the page of an attached item is known to be mapped to a slot, and not only ordered to be.
+    pub(crate) fn is_mapped(&self) -> bool {
+        self.marks & MAPPED != 0
+    }
+
     /// Says that the page is still mapped to the slot that its stable node had before its arena was retired.
     pub(crate) fn stay_on_old_slot(&mut self) {
         self.marks |= ON_OLD_SLOT;

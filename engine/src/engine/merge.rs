@@ -268,20 +268,19 @@ impl<S: SlotStore> Engine<S> {
         node: NodeId,
         bytes: &crate::page::PageBytes,
     ) -> Option<Slot> {
-        if self.domains.get(&id)?.arenas.open().is_none() {
+        if self.domains.get(&id)?.arenas.next().is_none() {
             self.open_arena(id)?;
         }
-        let (slot, last) = self.domains.get_mut(&id)?.arenas.take(node)?;
-        let written = self.store.write(slot, bytes);
-        if last {
-            self.store.finish(slot.arena);
-        }
-        if let Err(error) = written {
+        let domain = self.domains.get_mut(&id)?;
+        let slot = domain.arenas.next()?;
+        if let Err(error) = self.store.write(slot, bytes) {
             log::warn!("merging is held back: {error}");
-            self.domains.get_mut(&id)?.arenas.give_back(slot);
             return None;
         }
-        self.domains.get_mut(&id)?.stable.node_mut(node).slot = Some(slot);
+        if domain.arenas.take(node) {
+            self.store.finish(slot.arena);
+        }
+        domain.stable.node_mut(node).slot = Some(slot);
         Some(slot)
     }
 
@@ -325,6 +324,9 @@ impl<S: SlotStore> Engine<S> {
         let node = NodeId(known.link);
         let founding = self.domain_of(item.mm()).foundings.get(&node);
         let founds = founding.is_some_and(|founding| founding.partner == item);
+        if outcome == Outcome::Done {
+            self.confirm(item);
+        }
         match (outcome, founds) {
             (Outcome::Done, true) => self.founded(item.mm(), node),
             (Outcome::Done, false) => {}

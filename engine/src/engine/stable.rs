@@ -26,6 +26,8 @@ pub(crate) struct StableNode {
     chain: Option<u32>,
     /// The rmap items mapped to it.
     pub(crate) items: SmallVec<[ItemRef; 2]>,
+    /// How many of them are known to be mapped.
+    pub(crate) mapped: u32,
 }
 
 /// A chain head: all dups hold the same bytes.
@@ -225,6 +227,7 @@ impl StableTree {
             slot,
             chain: None,
             items: SmallVec::new(),
+            mapped: 0,
         };
         let id = if let Some(id) = self.free_nodes.pop() {
             self.nodes[id.0 as usize] = Some(node);

@@ -115,6 +115,7 @@ impl<S: SlotStore> Engine<S> {
         let node = self.domain_of(item.mm()).arenas.node_at(slot);
         let known = self.item(item);
         if known.state == State::Stable && node == Some(NodeId(known.link)) {
+            self.confirm(item);
             return self.leave_old_slot(item, NodeId(known.link));
         }
         if known.state == State::Stable && known.is_on_old_slot() {
@@ -135,6 +136,7 @@ impl<S: SlotStore> Engine<S> {
         self.detach(item);
         self.forget_digest(item);
         self.attach(item, node);
+        self.confirm(item);
     }
 
     /// Makes a stable node for a slot that a process still maps although its node is gone.
@@ -199,19 +201,52 @@ impl<S: SlotStore> Engine<S> {
         let items = &mut domain.stable.node_mut(node).items;
         let position = u32::try_from(items.len()).expect("fewer than 2^32 sharers");
         items.push(item);
-        self.tally.attached += 1;
-        if position == 0 {
-            self.tally.shared += 1;
-        }
-        let Some(mm) = self.mms.get_mut(item.mm()) else {
-            return;
-        };
-        mm.merging += 1;
-        if let Some(tracked) = mm.items.get_mut(item.page()) {
+        if let Some(mm) = self.mms.get_mut(item.mm())
+            && let Some(tracked) = mm.items.get_mut(item.page())
+        {
             tracked.state = State::Stable;
             tracked.link = node.0;
             tracked.position = position;
             tracked.leave_old_slot();
+        }
+    }
+
+    /// An attached item's page is mapped to its slot: now, not when that was ordered, it counts as merged.
+    pub(super) fn confirm(&mut self, item: ItemRef) {
+        let Some(mm) = self.mms.get_mut(item.mm()) else {
+            return;
+        };
+        let Some(tracked) = mm.items.get_mut(item.page()) else {
+            return;
+        };
+        if tracked.state != State::Stable || !tracked.set_mapped(true) {
+            return;
+        }
+        let node = NodeId(tracked.link);
+        mm.merging += 1;
+        self.tally.attached += 1;
+        let stable = self.domain_of(item.mm()).stable.node_mut(node);
+        stable.mapped += 1;
+        if stable.mapped == 1 {
+            self.tally.shared += 1;
+        }
+    }
+
+    /// The item of a page that counted as merged does not any more.
+    fn discount(&mut self, item: ItemRef, node: NodeId) {
+        let Some(mm) = self.mms.get_mut(item.mm()) else {
+            return;
+        };
+        let tracked = mm.items.get_mut(item.page());
+        if !tracked.is_some_and(|tracked| tracked.set_mapped(false)) {
+            return;
+        }
+        mm.merging -= 1;
+        self.tally.attached -= 1;
+        let stable = self.domain_of(item.mm()).stable.node_mut(node);
+        stable.mapped -= 1;
+        if stable.mapped == 0 {
+            self.tally.shared -= 1;
         }
     }
 
@@ -233,6 +268,7 @@ impl<S: SlotStore> Engine<S> {
     }
 
     fn detach_stable(&mut self, item: ItemRef, node: NodeId, position: u32) {
+        self.discount(item, node);
         let domain = self.domain_of(item.mm());
         let stable = domain.stable.node_mut(node);
         let digest = stable.digest;
@@ -243,10 +279,6 @@ impl<S: SlotStore> Engine<S> {
         if empty && !domain.foundings.contains_key(&node) {
             domain.remove_node(node);
         }
-        self.tally.attached -= 1;
-        if empty {
-            self.tally.shared -= 1;
-        }
         if let Some(moved) = moved
             && let Some(mm) = self.mms.get_mut(moved.mm())
             && let Some(tracked) = mm.items.get_mut(moved.page())
@@ -254,9 +286,6 @@ impl<S: SlotStore> Engine<S> {
             tracked.position = position;
         }
         self.leave_old_slot(item, node);
-        if let Some(mm) = self.mms.get_mut(item.mm()) {
-            mm.merging -= 1;
-        }
         self.set_state(item, State::Known, entry);
     }
 
