@@ -14,6 +14,7 @@ mod lie;
 mod ops;
 mod play;
 mod process;
+mod sights;
 mod world;
 
 pub use agent::Mood;
@@ -22,4 +23,5 @@ pub use knob::Knob;
 pub use lie::Lie;
 pub use ops::{Op, any_op};
 pub use process::{Page, Process};
+pub use sights::Sights;
 pub use world::World;

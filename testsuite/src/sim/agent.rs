@@ -248,6 +248,7 @@ impl Process {
         }
         let foreign = false;
         self.pages.insert(page, Page::Merged { frame, foreign });
+        self.inherited.remove(&page);
         Outcome::Done
     }
 
@@ -273,6 +274,7 @@ impl Process {
         }
         let foreign = false;
         self.pages.insert(page, Page::Merged { frame, foreign });
+        self.inherited.remove(&page);
         Outcome::Done
     }
 }

@@ -84,11 +84,27 @@ impl World {
                     "process {} reads what it did not write at page {page}",
                     process.pid
                 );
-                if let Some(Page::Merged { frame, .. }) = process.page(page) {
+                if let Some(Page::Merged { frame, foreign }) = process.page(page) {
                     of_own_domain(process, frame, &arenas);
+                    let counted = self.must_be_counted(process, page, frame) && !foreign;
+                    assert!(
+                        !(counted && arenas.arena(frame).released),
+                        "process {}: page {page} is merged, and {frame:?} was let go",
+                        process.pid
+                    );
                 }
             }
         }
+    }
+
+    /// Whether the engine has to know that the page is merged.
+    fn must_be_counted(&self, process: &Process, page: u64, frame: Frame) -> bool {
+        process.connection.is_some()
+            && !process.liar
+            && !process.late
+            && frame.daemon == self.daemon
+            && process.mergeable.contains(&page)
+            && !process.inherited.contains(&page)
     }
 
     /// Recounts the pages of all processes, and compares that with the counters and with what the kernel's rules

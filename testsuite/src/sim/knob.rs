@@ -52,7 +52,7 @@ pub(crate) fn any_knob() -> impl Strategy<Value = Knob> {
         1 => Just(Knob::Run(0)),
         1 => Just(Knob::Run(2)),
         1 => (0u16..40).prop_map(Knob::SleepMillisecs),
-        3 => prop_oneof![1u16..12, 50u16..300, Just(0)].prop_map(Knob::PagesToScan),
+        4 => prop_oneof![3 => 1u16..12, 6 => 50u16..300, 1 => Just(0)].prop_map(Knob::PagesToScan),
         2 => (2u8..6).prop_map(Knob::MaxPageSharing),
         1 => any::<bool>().prop_map(Knob::MergeAcrossNodes),
         2 => any::<bool>().prop_map(Knob::UseZeroPages),

@@ -9,8 +9,8 @@ use proptest::prelude::*;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields are named after what they pick")]
 pub enum Op {
-    /// A process starts, in one of the domains.
-    Spawn { domain: u8 },
+    /// A process starts in one of the domains, with pages that want to be merged.
+    Spawn { domain: u8, content: u8 },
     /// A process forks; nobody tells the daemon of the child.
     Fork { process: u8 },
     /// A process ends.
@@ -64,7 +64,7 @@ pub enum Op {
     SetKnob(Knob),
     /// Time passes, in milliseconds.
     Wait { millis: u16 },
-    /// Time passes until the engine wants to be woken.
+    /// Time passes until the engine wants to be woken, if that is soon.
     WaitUntilWoken,
     /// The store refuses its next calls.
     StoreFails { times: u8 },
@@ -113,37 +113,37 @@ pub fn any_op() -> impl Strategy<Value = Op> {
     let content = || 0u8..6;
     let range = move || (process(), page(), len());
     prop_oneof![
-        4 => any::<u8>().prop_map(|domain| Op::Spawn { domain }),
+        3 => (any::<u8>(), content()).prop_map(|(domain, content)| Op::Spawn { domain, content }),
         3 => process().prop_map(|process| Op::Fork { process }),
-        3 => process().prop_map(|process| Op::Exit { process }),
+        2 => process().prop_map(|process| Op::Exit { process }),
         6 => process().prop_map(|process| Op::Connect { process }),
         2 => (process(), 0u8..4)
             .prop_map(|(process, delivered)| Op::Disconnect { process, delivered }),
-        40 => (process(), page(), content())
+        20 => (process(), page(), content())
             .prop_map(|(process, page, content)| Op::Write { process, page, content }),
         8 => (process(), page()).prop_map(|(process, page)| Op::Rewrite { process, page }),
-        20 => (range(), content()).prop_map(|((process, page, len), content)| Op::Fill {
+        6 => (range(), content()).prop_map(|((process, page, len), content)| Op::Fill {
             process, page, len, content,
         }),
         4 => (process(), page()).prop_map(|(process, page)| Op::Read { process, page }),
         5 => range().prop_map(|(process, page, len)| Op::Discard { process, page, len }),
         3 => range().prop_map(|(process, page, len)| Op::Unmap { process, page, len }),
         2 => range().prop_map(|(process, page, len)| Op::Move { process, page, len }),
-        12 => range().prop_map(|(process, page, len)| Op::Register { process, page, len }),
+        8 => range().prop_map(|(process, page, len)| Op::Register { process, page, len }),
         4 => range().prop_map(|(process, page, len)| Op::Unregister { process, page, len }),
         3 => (process(), page()).prop_map(|(process, page)| Op::Pin { process, page }),
         3 => process().prop_map(|process| Op::Unpin { process }),
-        90 => process().prop_map(|process| Op::Obey { process }),
-        8 => (process(), 0u8..4, outcome()).prop_map(|(process, willing, refusal)| {
+        120 => process().prop_map(|process| Op::Obey { process }),
+        5 => (process(), 0u8..4, outcome()).prop_map(|(process, willing, refusal)| {
             Op::ObeyInPart { process, willing, refusal }
         }),
         2 => (process(), lie()).prop_map(|(process, lie)| Op::Lie { process, lie }),
-        100 => process().prop_map(|process| Op::Hear { process }),
-        20 => Just(Op::Settle),
-        8 => any_knob().prop_map(Op::SetKnob),
+        130 => process().prop_map(|process| Op::Hear { process }),
+        3 => Just(Op::Settle),
+        6 => any_knob().prop_map(Op::SetKnob),
         10 => (1u16..60).prop_map(|millis| Op::Wait { millis }),
         1 => (1000u16..8000).prop_map(|millis| Op::Wait { millis }),
-        40 => Just(Op::WaitUntilWoken),
+        25 => Just(Op::WaitUntilWoken),
         1 => (1u8..5).prop_map(|times| Op::StoreFails { times }),
         1 => Just(Op::DaemonDies),
     ]

@@ -1,16 +1,17 @@
 //! What each operation does to the world.
 
-use super::process::Message;
 use super::world::{MAX_PROCESSES, World};
-use super::{Content, Knob, Mood, Op, Page};
-use ksm_engine::order::OrderId;
+use super::{Content, Knob, Mood, Op};
 use ksm_engine::page::{DomainId, PageRun};
 use std::time::Duration;
 
 /// First page of every process: shortly before a border of the tables that items are kept in.
 const FIRST_PAGE: u64 = 244;
 const PAGES: u64 = 24;
+/// Shorter than what the engine gives an agent to answer.
+const SOON: Duration = Duration::from_secs(1);
 const DOMAINS: u8 = 2;
+const CONTENTS: u64 = 6;
 
 fn page(page: u8) -> u64 {
     FIRST_PAGE + u64::from(page) % PAGES
@@ -25,17 +26,19 @@ impl World {
     /// Does `op`. Does nothing if there is nothing to do it to.
     pub fn play(&mut self, op: &Op) {
         match *op {
-            Op::Spawn { domain } => {
+            Op::Spawn { domain, content } => {
                 if self.processes.len() < MAX_PROCESSES {
-                    self.spawn(DomainId((domain % DOMAINS).into()));
+                    self.start(DomainId((domain % DOMAINS).into()), content);
                 }
             }
             Op::Settle => self.settle(),
             Op::SetKnob(knob) => self.set(knob),
             Op::Wait { millis } => self.wait(Duration::from_millis(millis.into())),
             Op::WaitUntilWoken => {
-                if let Some(wake_at) = self.engine.wake_at() {
-                    self.wait(wake_at.saturating_sub(self.now));
+                let until = self.engine.wake_at();
+                let time = until.map(|until| until.saturating_sub(self.now));
+                if let Some(time) = time.filter(|time| *time < SOON) {
+                    self.wait(time);
                 }
             }
             Op::StoreFails { times } => self.arenas.borrow_mut().refusals = times.into(),
@@ -59,12 +62,45 @@ impl World {
             | Op::ObeyInPart { process, .. }
             | Op::Lie { process, .. }
             | Op::Hear { process } => {
-                if !self.processes.is_empty() {
-                    let at = usize::from(process) % self.processes.len();
+                if let Some(at) = self.pick(process, op) {
                     self.play_in(at, op);
                 }
             }
         }
+    }
+
+    fn start(&mut self, domain: DomainId, content: u8) {
+        let at = self.spawn(domain);
+        let process = &mut self.processes[at];
+        for offset in 0..PAGES {
+            let content = (u64::from(content) + offset / 4) % CONTENTS;
+            process.write(FIRST_PAGE + offset, Content(content));
+        }
+        process.register(PageRun {
+            start: FIRST_PAGE,
+            len: PAGES,
+        });
+        self.connect(at);
+    }
+
+    /// The process that `op` is for: the next one, counted from `number`, that it means anything to.
+    fn pick(&self, number: u8, op: &Op) -> Option<usize> {
+        let count = self.processes.len();
+        let fits = |at: &usize| {
+            let connection = self.processes[*at].connection.as_ref();
+            match op {
+                Op::Obey { .. } | Op::ObeyInPart { .. } | Op::Lie { .. } => {
+                    connection.is_some_and(|connection| !connection.orders.is_empty())
+                }
+                Op::Hear { .. } => {
+                    connection.is_some_and(|connection| !connection.messages.is_empty())
+                }
+                Op::Connect { .. } => connection.is_none(),
+                _ => true,
+            }
+        };
+        let first = usize::from(number);
+        (first..first + count).map(|at| at % count).find(fits)
     }
 
     fn play_in(&mut self, at: usize, op: &Op) {
@@ -180,19 +216,5 @@ impl World {
             self.set(knob);
         }
         self.scan(6);
-    }
-
-    /// An agent reports on an order that it was never given.
-    pub(super) fn invent(&mut self, at: usize, number: u8, answer: super::agent::Answer) {
-        let process = &mut self.processes[at];
-        process.tell(Message::Report(OrderId(number.into()), answer));
-    }
-
-    /// Pages that are merged now, in all processes.
-    #[must_use]
-    pub fn merged_pages(&self) -> usize {
-        let merged = |page: &&Page| matches!(page, Page::Merged { .. });
-        let pages = self.processes.iter().flat_map(|p| p.pages.values());
-        pages.filter(merged).count()
     }
 }

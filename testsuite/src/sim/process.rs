@@ -7,6 +7,7 @@ use ksm_engine::page::{DomainId, MmId, PageRun};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
+use std::time::Duration;
 
 /// What is mapped at a page. A page that is not in the map was never touched, or discarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,19 +38,20 @@ pub(crate) struct Seen {
     pub(crate) known: bool,
 }
 
-/// A message on its way to the daemon.
+/// A message on its way to the daemon. A report says when its order was given.
 #[derive(Clone, Debug)]
 pub(crate) enum Message {
     Register(PageRun),
     Unregister(PageRun),
-    Report(OrderId, super::agent::Answer),
+    Report(OrderId, super::agent::Answer, Duration),
 }
 
 /// The agent's connection.
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) mm: MmId,
-    pub(crate) orders: VecDeque<(OrderId, Order)>,
+    /// Orders, and when they were given.
+    pub(crate) orders: VecDeque<(OrderId, Order, Duration)>,
     pub(crate) messages: VecDeque<Message>,
 }
 
@@ -74,6 +76,10 @@ pub struct Process {
     pub(crate) mood: Mood,
     /// Its agent has lied; what the engine believes of it means nothing.
     pub(crate) liar: bool,
+    /// Its agent has answered after its time was up; the engine may have taken it that merged pages are not.
+    pub(crate) late: bool,
+    /// Merged pages that a fork brought, which the engine may not have seen yet.
+    pub(crate) inherited: BTreeSet<u64>,
 }
 
 impl Process {
@@ -91,6 +97,8 @@ impl Process {
             donation: Rc::default(),
             mood: Mood::default(),
             liar: false,
+            late: false,
+            inherited: BTreeSet::new(),
         }
     }
 
@@ -113,6 +121,7 @@ impl Process {
             wrote: self.wrote.clone(),
             mergeable: self.mergeable.clone(),
             may_pin: self.may_pin,
+            inherited: self.pages.keys().copied().collect(),
             ..Self::new(pid, self.domain)
         }
     }
@@ -206,6 +215,20 @@ impl Process {
         if let Some(connection) = &mut self.connection {
             connection.messages.push_back(message);
         }
+    }
+
+    /// When the oldest order was given whose answer the daemon does not have yet.
+    pub(crate) fn oldest_order(&self) -> Option<Duration> {
+        let connection = self.connection.as_ref()?;
+        let answered = connection
+            .messages
+            .iter()
+            .filter_map(|message| match message {
+                Message::Report(_, _, given) => Some(*given),
+                Message::Register(_) | Message::Unregister(_) => None,
+            });
+        let given = connection.orders.iter().map(|(_, _, given)| *given);
+        answered.chain(given).min()
     }
 
     /// The app asks for merging.

@@ -4,10 +4,10 @@ use super::agent::Surroundings;
 use super::arenas::{Arenas, ModelStore};
 use super::content::Digests;
 use super::process::{Connection, Message, Process};
-use super::{Content, Knob, Lie, Mood, Page};
+use super::{Content, Knob, Lie, Mood, Page, Sights};
 use ksm_engine::engine::{Engine, Ticket, Written};
 use ksm_engine::knobs::{KsmFile, WriteError};
-use ksm_engine::order::{Donation, Outcome};
+use ksm_engine::order::{Donation, OrderId, Outcome};
 use ksm_engine::page::{DomainId, PageBytes, PageRun};
 use std::cell::RefCell;
 use std::collections::{HashSet, VecDeque};
@@ -15,7 +15,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 /// The most processes at one time.
-pub(super) const MAX_PROCESSES: usize = 8;
+pub(super) const MAX_PROCESSES: usize = 5;
+/// How long the engine waits for an answer.
+const ORDER_PATIENCE: Duration = Duration::from_secs(5);
 /// Deliveries after which a world that does not settle is stuck.
 const PATIENCE: u32 = 100_000;
 
@@ -31,6 +33,7 @@ pub struct World {
     digests: Digests,
     forked_or_spawned: u32,
     slots_per_arena: u32,
+    pub(super) sights: Sights,
     /// Orders and answers are printed.
     traced: bool,
     /// Writes that the engine has not answered yet.
@@ -61,6 +64,7 @@ impl World {
             digests: Digests::default(),
             forked_or_spawned: 0,
             slots_per_arena,
+            sights: Sights::default(),
             traced: false,
             pending: HashSet::new(),
         }
@@ -119,6 +123,7 @@ impl World {
             messages: VecDeque::new(),
         });
         process.liar = false;
+        process.late = false;
         for run in process.mergeable_runs() {
             process.tell(Message::Register(run));
         }
@@ -187,7 +192,9 @@ impl World {
             .connection
             .as_mut()
             .and_then(|connection| connection.orders.pop_front());
-        let Some((id, order)) = order else { return };
+        let Some((id, order, given)) = order else {
+            return;
+        };
         process.liar |= lie.is_some();
         if self.traced {
             eprintln!("  process {} is told to {order:?}", process.pid);
@@ -206,18 +213,22 @@ impl World {
             digests: &mut self.digests,
         };
         let answer = process.obey(&order, &mut around);
+        if lie.is_none() {
+            self.sights.obeyed(&order, &answer);
+        }
         drop(arenas);
         let answer = match lie {
             Some(lie) => lie.bend(process, answer),
             None => answer,
         };
         if let Some(Lie::Invented(number)) = lie {
-            self.invent(at, number, answer.clone());
+            let invented = OrderId(number.into());
+            self.processes[at].tell(Message::Report(invented, answer.clone(), given));
         }
         if self.traced {
             eprintln!("  process {}: {answer:?}", self.processes[at].pid);
         }
-        self.processes[at].tell(Message::Report(id, answer));
+        self.processes[at].tell(Message::Report(id, answer, given));
     }
 
     /// The daemon gets the next message of an agent. It hangs up on a liar.
@@ -240,7 +251,7 @@ impl World {
                 self.engine.unregister(mm, run);
                 Ok(())
             }
-            Some(Message::Report(id, answer)) => {
+            Some(Message::Report(id, answer, _)) => {
                 let buffer = Buffer(process.donation.clone());
                 self.engine.report(mm, id, &answer.borrow(), &buffer)
             }
@@ -251,6 +262,7 @@ impl World {
                 "the engine does not believe process {}: {error}",
                 process.pid
             );
+            self.sights.cut_off += 1;
             self.disconnect(at);
         }
         self.pass_on();
@@ -269,7 +281,7 @@ impl World {
             let to = connections.into_iter().find(|c| c.mm == mm);
             to.unwrap_or_else(|| panic!("{order:?} for {mm:?}, which is gone"))
                 .orders
-                .push_back((id, order));
+                .push_back((id, order, self.now));
         }
         while let Some((ticket, _)) = self.engine.take_finished() {
             assert!(self.pending.remove(&ticket), "{ticket:?} is finished twice");
@@ -299,6 +311,11 @@ impl World {
     /// Lets time pass.
     pub fn wait(&mut self, time: Duration) {
         self.now += time;
+        for process in &mut self.processes {
+            process.late |= process
+                .oldest_order()
+                .is_some_and(|given| self.now >= given + ORDER_PATIENCE);
+        }
         self.engine.advance(self.now);
         self.pass_on();
     }
