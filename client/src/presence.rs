@@ -8,12 +8,11 @@ use crate::desk::Desk;
 use crate::link_state::{LinkState, LinkWord};
 use crate::space::Space;
 use crate::sys::room::{Stack, Workplace};
-use crate::sys::task::{self, WAKE};
+use crate::sys::task::{self, PIDFD_THREAD, WAKE};
 use crate::sys::uffd::Userfaults;
-use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::net::SocketAddrUnix;
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, kill_process, pidfd_getfd, pidfd_open};
+use rustix::process::{Pid, PidfdGetfdFlags, kill_process, pidfd_getfd, pidfd_open};
 use rustix::thread::futex::{self, Flags};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -154,10 +153,8 @@ impl Presence {
     /// Copies of the steward's userfaultfds in the table of the caller; needs Linux 6.9.
     #[must_use]
     pub fn borrow_userfaults(&self) -> Option<Userfaults> {
-        /// `PIDFD_THREAD`: the steward has a descriptor table of its own, and is not the first thread.
-        const THREAD: PidfdFlags = PidfdFlags::from_bits_retain(OFlags::EXCL.bits());
         let steward = Pid::from_raw(self.steward.load(Ordering::Acquire).cast_signed())?;
-        let steward = pidfd_open(steward, THREAD).ok()?;
+        let steward = pidfd_open(steward, PIDFD_THREAD).ok()?;
         let copy = |place: &AtomicU32| {
             let number = place.load(Ordering::Acquire).checked_sub(1)?;
             pidfd_getfd(&steward, number.cast_signed(), PidfdGetfdFlags::empty()).ok()

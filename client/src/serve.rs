@@ -53,27 +53,33 @@ pub struct Commission<'a> {
     pub desk: &'a mut Desk,
 }
 
+/// What tells the agent to do something, or to end.
+#[derive(Debug)]
+struct Calls {
+    /// Readable when an app thread wants something.
+    wake: OwnedFd,
+    /// Readable when the steward is no more.
+    orphaned: OwnedFd,
+}
+
 impl TaskDuty for Commission<'_> {
     fn run(&mut self) {
         // Whatever fails, the steward makes another agent after a while.
-        if let Err(errno) = self.settle_in().and_then(|wake| self.serve(&wake)) {
+        if let Err(errno) = self.settle_in().and_then(|calls| self.serve(&calls)) {
             self.presence.say(LinkState::Failed(errno));
         }
     }
 }
 
 impl Commission<'_> {
-    /// Makes the task a good guest. Returns the descriptor that tells of wake-ups.
-    fn settle_in(&self) -> Result<OwnedFd, Errno> {
+    /// Makes the task a good guest.
+    fn settle_in(&self) -> Result<Calls, Errno> {
         task::block_every_signal()?;
-        // Ends with the steward's thread, and so with the app, and with its exec.
+        // Ends with the steward's thread, and so with the app, and with its exec. Not if the app has lost the right to
+        // signal us by then (it changed its user); that is why the thread is watched as well.
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
         let app = Pid::from_raw(self.presence.app.load(Ordering::Acquire).cast_signed());
-        let app = app.ok_or(Errno::SRCH)?;
-        let orphaned = rustix::process::getppid() != Some(app);
-        if orphaned || !task::thread_lives(app, self.steward) {
-            return Err(Errno::SRCH);
-        }
+        let orphaned = task::end_of_thread(app.ok_or(Errno::SRCH)?, self.steward)?;
         // None of these is worth giving up for. Out of the app's session, signals to its process group do not stop
         // us; out of its directory, we keep no file system busy; without core dumps, our crash is no dump of the app.
         let _ = rustix::process::setsid();
@@ -86,19 +92,20 @@ impl Commission<'_> {
             maximum: Some(1),
         };
         let _ = rustix::process::setrlimit(Resource::Core, no_dump);
-        task::wake_descriptor()
+        let wake = task::wake_descriptor()?;
+        Ok(Calls { wake, orphaned })
     }
 
-    fn serve(&mut self, wake: &OwnedFd) -> Result<(), Errno> {
+    fn serve(&mut self, calls: &Calls) -> Result<(), Errno> {
         let mut link = Link::from_socket(self.socket.adopt());
         let mut agent = self.agent(&self.donation.adopt(), self.salt)?;
         loop {
             self.presence.say(LinkState::Connected);
-            let ended = self.converse(&link, &mut agent, wake);
+            let ended = self.converse(&link, &mut agent, calls);
             // The daemon is to see this end closed before another connection of ours comes.
             drop(link);
             self.presence.say(ended);
-            let Some(connected) = self.reconnect() else {
+            let Some(connected) = self.reconnect(calls) else {
                 return Ok(());
             };
             let welcome;
@@ -119,15 +126,18 @@ impl Commission<'_> {
         Agent::with_view(space, userfaults, app, donation, salt, view).map_err(|error| error.errno)
     }
 
-    fn is_dismissed(&self) -> bool {
-        self.presence.dismissed.load(Ordering::Acquire)
+    /// Whether the agent is to end.
+    fn is_dismissed(&self, calls: &Calls) -> bool {
+        let now = Timespec::default();
+        let mut watched = [PollFd::new(&calls.orphaned, PollFlags::IN)];
+        self.presence.dismissed.load(Ordering::Acquire) || poll(&mut watched, Some(&now)) == Ok(1)
     }
 
     /// Follows orders until the connection ends.
-    fn converse(&mut self, link: &Link, agent: &mut Agent, wake: &OwnedFd) -> LinkState {
+    fn converse(&mut self, link: &Link, agent: &mut Agent, calls: &Calls) -> LinkState {
         let mut looks = 0;
         loop {
-            if self.is_dismissed() {
+            if self.is_dismissed(calls) {
                 return LinkState::Starting;
             }
             if let Err(state) = self.send_notices(link) {
@@ -140,8 +150,9 @@ impl Commission<'_> {
             }
             let mut watched = [
                 PollFd::new(link, PollFlags::IN),
-                PollFd::new(wake, PollFlags::IN),
+                PollFd::new(&calls.wake, PollFlags::IN),
                 PollFd::new(self.dismissal, PollFlags::IN),
+                PollFd::new(&calls.orphaned, PollFlags::IN),
             ];
             let timeout = (looks > 0).then_some(&LOOK);
             match poll(&mut watched, timeout) {
@@ -152,7 +163,7 @@ impl Commission<'_> {
             if watched[1].revents().contains(PollFlags::IN) {
                 let mut signals = [0; 128];
                 // Only empties it.
-                let _ = rustix::io::read(wake, &mut signals);
+                let _ = rustix::io::read(&calls.wake, &mut signals);
                 looks = LOOKS;
             }
         }
@@ -192,10 +203,10 @@ impl Commission<'_> {
     }
 
     /// Tries until a daemon answers; gives up when dismissed.
-    fn reconnect(&mut self) -> Option<(Link, Welcome)> {
+    fn reconnect(&mut self, calls: &Calls) -> Option<(Link, Welcome)> {
         while !self.presence.space.on_reconnect() {}
         let mut backoff = Backoff::default();
-        while !self.is_dismissed() {
+        while !self.is_dismissed(calls) {
             backoff.pause();
             match connect(self.presence, &mut self.desk.incoming) {
                 Ok(connected) => return Some(connected),

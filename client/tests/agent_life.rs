@@ -354,6 +354,30 @@ fn the_agent_does_not_keep_privileges_that_the_app_gave_up() {
 
 #[test]
 #[ignore = "an app"]
+fn app_that_drops_its_privileges_and_ends() {
+    let client = start();
+    let region = filled(client);
+    say_run(&region);
+    say(&agent_of(client).to_string());
+    pause();
+    become_user(rustix::process::Uid::from_raw(65534));
+    kill_process(rustix::process::getpid(), Signal::KILL).expect("oneself");
+}
+
+#[test]
+fn the_agent_ends_with_an_app_that_may_not_signal_it_any_more() {
+    let daemon = DaemonDouble::new();
+    for _ in 0..10 {
+        let (mut app, _peer, _) = served("app_that_drops_its_privileges_and_ends", &daemon);
+        let agent = u32::try_from(app.hear_numbers()[0]).expect("a pid");
+        app.go_on();
+        app.wait();
+        await_end(agent);
+    }
+}
+
+#[test]
+#[ignore = "an app"]
 fn app_that_trusts_nobody() {
     let link = start().status().link;
     assert_eq!(link, LinkState::Untrusted { uid: 65534 });

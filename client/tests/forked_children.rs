@@ -110,7 +110,7 @@ fn app_that_forks_all_the_time() {
                     let mut mine = client.allocate(2 * 4096).expect("memory");
                     mine.fill(thread ^ round);
                     reap(fork(|| {
-                        assert!(mine.iter().all(|byte| *byte == thread ^ round))
+                        assert!(mine.iter().all(|byte| *byte == thread ^ round));
                     }));
                 }
             })

@@ -7,7 +7,7 @@
 
 use super::room::Stack;
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::Timespec;
+use rustix::fs::{OFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, waitid};
 use std::ffi::{c_int, c_void};
@@ -17,6 +17,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Sent to an agent to make it look for something to do.
 pub const WAKE: Signal = Signal::URG;
+/// Makes a pidfd one of a thread, not of its process (Linux 6.9).
+pub const PIDFD_THREAD: PidfdFlags = PidfdFlags::from_bits_retain(OFlags::EXCL.bits());
 /// All of a kernel signal set, as system calls take it.
 static EVERY_SIGNAL: u64 = !0;
 const SIGNAL_SET_BYTES: usize = 8;
@@ -241,11 +243,19 @@ pub fn wake_descriptor() -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Whether the thread `tid` of process `pid` is alive.
-pub fn thread_lives(pid: Pid, tid: Pid) -> bool {
+/// A descriptor that turns readable when the thread `tid` of process `pid` ends; before Linux 6.9, when the process does.
+///
+/// # Errors
+/// `ESRCH` if it has ended already.
+pub fn end_of_thread(pid: Pid, tid: Pid) -> Result<OwnedFd, Errno> {
+    let handle = match pidfd_open(tid, PIDFD_THREAD) {
+        Err(Errno::INVAL) => pidfd_open(pid, PidfdFlags::empty()),
+        other => other,
+    }?;
     let (pid, tid) = (pid.as_raw_pid(), tid.as_raw_pid());
-    // SAFETY: signal 0 only asks.
-    result(unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, 0) }).is_ok()
+    // SAFETY: signal 0 only asks. The thread lives, so its number has not become that of another one.
+    result(unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, 0) })?;
+    Ok(handle)
 }
 
 /// Puts the calling task under the ordinary scheduling policy, should the app be a real-time one.
