@@ -7,6 +7,7 @@ mod rig;
 use ksm_client::space::release::Release;
 use ksm_engine::order::{MapRun, OrderRef, Outcome, VisitState};
 use ksm_engine::page::{ArenaId, PAGE_SIZE, PageRun};
+use rig::sys::Memory;
 use rig::{Arena, Rig, page};
 use rustix::mm::{Advice, MprotectFlags};
 use std::os::fd::AsFd;
@@ -145,6 +146,35 @@ fn a_run_across_mappings_merges() {
     rig.merge(&memory, &arena);
     for i in 0..64 {
         assert_eq!(memory.read(i), page(i));
+    }
+}
+
+#[test]
+fn pages_of_a_huge_page_merge() {
+    let mut rig = Rig::new();
+    let memory = Memory::map(1536);
+    memory.advise(0, 1536, Advice::LinuxHugepage);
+    let first =
+        usize::try_from(memory.run().start.next_multiple_of(512) - memory.run().start).unwrap();
+    for i in first..first + 512 {
+        memory.write(i, &page(i));
+    }
+    assert!(
+        memory.is_huge(first),
+        "transparent huge pages are not to be had here"
+    );
+    rig.space.register(memory.run()).unwrap();
+    let arena = Arena::new(1, 1536, page);
+    let outcomes = rig.map(
+        &memory,
+        first + 100,
+        200,
+        &arena,
+        u32::try_from(first).unwrap() + 100,
+    );
+    assert!(outcomes.iter().all(|o| *o == DONE), "{outcomes:?}");
+    for i in first..first + 512 {
+        assert_eq!(memory.read(i), page(i), "page {i}");
     }
 }
 

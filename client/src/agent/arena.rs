@@ -6,6 +6,7 @@
 use crate::sys::memory::SharedPages;
 use ksm_engine::page::{PAGE_SIZE, PageBytes, PageRun};
 use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
 /// The slots of an order, mapped for comparison.
@@ -60,9 +61,14 @@ impl<'fd> Arena<'fd> {
 
     /// Makes slots present, so that comparing does not wait. False if that cannot be.
     #[must_use]
-    pub fn populate(&self, slot: u32, count: usize) -> bool {
-        self.index(slot)
-            .is_some_and(|index| self.slots.populate(index, count).is_ok())
+    pub fn populate(&self, slots: Range<u32>) -> bool {
+        let index = self.index(slots.start);
+        let count = usize::try_from(slots.end.saturating_sub(slots.start));
+        match (index, count) {
+            (_, Ok(0)) => true,
+            (Some(index), Ok(count)) => self.slots.populate(index, count).is_ok(),
+            _ => false,
+        }
     }
 
     /// Whether a slot has these bytes, all of them.

@@ -49,11 +49,13 @@ impl Agent {
             .map(|run| run.slot.saturating_add(run.len))
             .max();
         let arena = fd.and_then(|fd| Arena::open(fd, first, end.unwrap_or(0)));
+        let present = arena.as_ref().is_some_and(|arena| populate(arena, runs));
         let mut busy = false;
         for step in runs.iter().copied().flat_map(map_steps) {
             let mut outcomes = [Outcome::Unsuitable; STEP_PAGES];
             match &arena {
                 None => outcomes = [Outcome::Failed; STEP_PAGES],
+                Some(_) if !present => outcomes = [Outcome::NoMemory; STEP_PAGES],
                 Some(_) if busy => outcomes = [Outcome::Busy; STEP_PAGES],
                 Some(arena) => busy = !each(self, arena, step, &mut outcomes),
             }
@@ -70,10 +72,6 @@ impl Agent {
         outcomes: &mut Outcomes,
     ) -> bool {
         let count = usize::try_from(step.len).unwrap_or(0).min(STEP_PAGES);
-        if !arena.populate(step.slot, count) {
-            *outcomes = [Outcome::NoMemory; STEP_PAGES];
-            return true;
-        }
         let slot = Slot {
             arena: id,
             index: step.slot,
@@ -166,6 +164,22 @@ impl Agent {
             }
         }
     }
+}
+
+/// Makes the slots of an order present before anything is held, in as few calls as they lie in stretches.
+fn populate(arena: &Arena<'_>, runs: &[MapRun]) -> bool {
+    let mut stretch = 0..0;
+    for run in runs {
+        let end = run.slot.saturating_add(run.len);
+        if run.slot != stretch.end {
+            if !arena.populate(stretch) {
+                return false;
+            }
+            stretch = run.slot..end;
+        }
+        stretch.end = end;
+    }
+    arena.populate(stretch)
 }
 
 /// Notes that pages show their slots now.

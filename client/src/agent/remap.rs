@@ -57,10 +57,6 @@ impl Agent {
         outcomes: &mut Outcomes,
     ) -> bool {
         let count = usize::try_from(step.len).unwrap_or(0).min(STEP_PAGES);
-        if !arena.populate(step.slot, count) {
-            *outcomes = [Outcome::NoMemory; STEP_PAGES];
-            return true;
-        }
         let slot = Slot {
             arena: id,
             index: step.slot,

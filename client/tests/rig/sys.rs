@@ -121,6 +121,30 @@ impl Memory {
             .collect()
     }
 
+    /// Whether a page is part of a huge page: the mapping around it has some, as `smaps` says.
+    pub fn is_huge(&self, page: usize) -> bool {
+        let address = self.pointer(page).addr();
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut inside = false;
+        for line in smaps.lines() {
+            if let Some((start, end)) = line
+                .split(' ')
+                .next()
+                .and_then(|range| range.split_once('-'))
+            {
+                let number = |text| usize::from_str_radix(text, 16).ok();
+                if let (Some(start), Some(end)) = (number(start), number(end)) {
+                    inside = (start..end).contains(&address);
+                }
+            } else if let Some(huge) = line.strip_prefix("AnonHugePages:")
+                && inside
+            {
+                return huge.trim() != "0 kB";
+            }
+        }
+        false
+    }
+
     /// Whether a page is present and page cache or shared (bit 61 of its pagemap entry).
     pub fn is_shared(&self, page: usize) -> bool {
         let _ = self.read(page);
