@@ -374,7 +374,10 @@ impl<S: SlotStore> Engine<S> {
     pub fn counters(&self) -> Counters {
         let tally = &self.tally;
         let rmap_items: u64 = self.mms.iter().map(|(_, mm)| mm.items.len()).sum();
-        let zero_pages: u64 = self.mms.iter().map(|(_, mm)| mm.zero_pages).sum();
+        let zero_pages = self
+            .mms
+            .iter()
+            .fold(0u64, |sum, (_, mm)| sum.saturating_add(mm.zero_pages));
         let pages_sharing = tally.attached - tally.shared;
         let listed = tally.attached + tally.unshared;
         let stable = || self.domains.values().map(|domain| &domain.stable);
@@ -391,7 +394,7 @@ impl<S: SlotStore> Engine<S> {
             stable_node_chains: stable().map(StableTree::chain_count).sum(),
             stable_node_dups: stable().map(StableTree::dup_count).sum(),
             rmap_items,
-            general_profit: profit(pages_sharing + zero_pages, rmap_items),
+            general_profit: profit(pages_sharing.saturating_add(zero_pages), rmap_items),
             slots_used: arenas().map(Arenas::used).sum(),
             slots_dead: arenas().map(Arenas::dead).sum(),
         }

@@ -81,6 +81,11 @@ impl Mm {
             .collect();
     }
 
+    /// How many pages are mergeable.
+    pub(crate) fn mergeable_pages(&self) -> u64 {
+        self.regions.iter().map(|region| region.len).sum()
+    }
+
     /// Whether `page` is mergeable.
     pub(crate) fn is_mergeable(&self, page: u64) -> bool {
         let at = self.regions.partition_point(|region| region.end() <= page);

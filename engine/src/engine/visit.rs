@@ -14,7 +14,7 @@ impl<S: SlotStore> Engine<S> {
     /// Decides on all pages of `looked_at`. Items of pages that were not found are freed: the pages are gone.
     pub(super) fn decide(&mut self, id: MmId, looked_at: PageRun, report: &Visited) {
         if let Some(mm) = self.mms.get_mut(id) {
-            mm.zero_pages = report.zero_pages;
+            mm.zero_pages = report.zero_pages.min(mm.mergeable_pages());
         }
         let mut digests = report.digests.iter();
         let mut next = looked_at.start;
