@@ -93,6 +93,9 @@ impl Commission<'_> {
         };
         let _ = rustix::process::setrlimit(Resource::Core, no_dump);
         let wake = task::wake_descriptor()?;
+        // The steward will say so too, but perhaps not before an app thread wants to wake us.
+        let myself = rustix::process::getpid().as_raw_pid().unsigned_abs();
+        self.presence.agent.store(myself, Ordering::Release);
         Ok(Calls { wake, orphaned })
     }
 

@@ -366,8 +366,9 @@ fn app_that_drops_its_privileges_and_ends() {
 
 #[test]
 fn the_agent_ends_with_an_app_that_may_not_signal_it_any_more() {
-    let daemon = DaemonDouble::new();
     for _ in 0..10 {
+        // Each time a new one: the steward may come as far as to connect again.
+        let daemon = DaemonDouble::new();
         let (mut app, _peer, _) = served("app_that_drops_its_privileges_and_ends", &daemon);
         let agent = u32::try_from(app.hear_numbers()[0]).expect("a pid");
         app.go_on();
