@@ -3,6 +3,9 @@
 //! Environment variables: `SIM_SEED` runs one seed only, `SIM_SEEDS` so many, `SIM_STEPS` makes each run so long,
 //! `SIM_TRACE` prints every operation, order and answer. A failing run says which of them to set.
 
+#[path = "simulator/counterexamples.rs"]
+mod counterexamples;
+
 use ksm_engine::order::Outcome;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;

@@ -7,7 +7,7 @@ use super::process::{Connection, Message, Process};
 use super::{Content, Knob, Lie, Mood, Page, Sights};
 use ksm_engine::engine::{Engine, Ticket, Written};
 use ksm_engine::knobs::{KsmFile, WriteError};
-use ksm_engine::order::{Donation, OrderId, Outcome};
+use ksm_engine::order::{Donation, Order, OrderId, Outcome};
 use ksm_engine::page::{DomainId, PageBytes, PageRun};
 use std::cell::RefCell;
 use std::collections::{HashSet, VecDeque};
@@ -183,6 +183,13 @@ impl World {
         }
         self.engine.advance(self.now);
         self.set(Knob::Run(1));
+    }
+
+    /// The order that the agent of a process carries out next.
+    #[must_use]
+    pub fn next_order(&self, at: usize) -> Option<&Order> {
+        let connection = self.processes[at].connection.as_ref()?;
+        connection.orders.front().map(|(_, order, _)| order)
     }
 
     /// The agent carries out its next order, and perhaps lies about it.
