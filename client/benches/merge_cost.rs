@@ -87,7 +87,7 @@ fn main() {
     let (mut unmerge, mut again) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         unmerge.push(timed(|| {
-            assert_eq!(rig.unmerge(memory.run()), memory.run().end())
+            assert_eq!(rig.unmerge(memory.run()), memory.run().end());
         }));
         again.push(timed(|| rig.merge(&memory, &arena)));
     }

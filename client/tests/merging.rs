@@ -79,7 +79,7 @@ fn what_is_not_registered_is_not_touched() {
 #[test]
 fn our_own_memory_is_never_registered() {
     let rig = Rig::new();
-    let memory = rig::sys::Memory::map(16);
+    let memory = Memory::map(16);
     rig.space.add_own_range(memory.part(4, 4)).unwrap();
     rig.space.register(memory.run()).unwrap();
     assert!(!rig.space.is_registered(memory.part(4, 1)));

@@ -57,6 +57,13 @@ impl Rig {
         }
     }
 
+    /// Another agent takes over, as after a restart.
+    pub fn replace_agent(&mut self) {
+        let userfaults = self.userfaults.try_clone().unwrap();
+        let (space, donation) = (self.space, self.donation.as_fd());
+        self.agent = Agent::new(space, userfaults, std::process::id(), donation, SALT).unwrap();
+    }
+
     /// Registered memory, each page of which `fill` has filled.
     pub fn memory(&self, pages: usize, fill: impl Fn(usize) -> PageBytes) -> Memory {
         let memory = Memory::map(pages);

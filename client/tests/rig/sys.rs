@@ -95,11 +95,16 @@ impl Memory {
 
     /// New memory in the same place, as a bare system call of the app puts it there.
     pub fn replace_behind_our_back(&self) {
+        self.replace_part(0, self.pages);
+    }
+
+    /// The same for some pages.
+    pub fn replace_part(&self, page: usize, pages: usize) {
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         let flags = MapFlags::PRIVATE | MapFlags::FIXED;
-        let bytes = self.pages * PAGE_SIZE;
+        let start = self.pointer(page).cast();
         // SAFETY: the memory is ours.
-        unsafe { mmap_anonymous(self.start.cast(), bytes, protection, flags) }.unwrap();
+        unsafe { mmap_anonymous(start, pages * PAGE_SIZE, protection, flags) }.unwrap();
     }
 
     pub fn unmap(&self, page: usize, pages: usize) {
