@@ -242,7 +242,7 @@ impl Agent {
     /// Makes the merged pages of the range private; returns how far it came.
     fn unmerge(&mut self, range: PageRun) -> u64 {
         let gear = Some((&self.userfaults.protecting, &self.pagemap));
-        let mut restorer = Restorer::new(&self.space.journal, gear);
+        let mut restorer = Restorer::new(&self.space.journal, gear, self.app);
         let mut from = range.start;
         while from < range.end() {
             let Some(mut tables) = self.space.step(PATIENCE) else {

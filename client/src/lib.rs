@@ -18,6 +18,7 @@ mod link;
 mod link_state;
 mod lock;
 mod presence;
+mod proc_file;
 mod region;
 mod serve;
 pub mod socket_path;

@@ -133,6 +133,14 @@ impl Daemon {
         self.write("run", "1");
     }
 
+    /// All values, for a failed test's output.
+    fn print_counters(&self) {
+        for file in ksm_engine::knobs::KsmFile::ALL {
+            let value = self.read(file.name());
+            eprintln!("{file}: {}", value.as_deref().unwrap_or("?").trim_end());
+        }
+    }
+
     /// Waits until `scans` more scans of everything have ended.
     pub fn wait_scans(&self, scans: i64) {
         let from = self.number("full_scans");
@@ -142,6 +150,9 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.print_counters();
+        }
         let Some(mut child) = self.child.take() else {
             let _ = rustix::mount::unmount(self.mount(), rustix::mount::UnmountFlags::DETACH);
             return;

@@ -24,7 +24,8 @@ fn a_full_map_table_only_stops_merging() {
     assert!(maps > 1000, "the table was filled");
     daemon.scan_fast();
     daemon.wait_scans(5);
-    assert_eq!(workers[0].merged(), 0);
+    let held_back = workers[0].ask("held-back-by-maps");
+    assert_eq!(workers[0].merged(), 0, "{maps} maps taken, {held_back} pages held back");
     workers.iter_mut().for_each(Worker::verify);
     workers[0].ask("let-go");
     until_true("merging once there is room", || {
@@ -117,7 +118,9 @@ fn unmerging_in_a_small_cgroup_stops_in_time() {
     group
         .limit(group.usage().expect("usage") + room)
         .expect("a limit");
-    let refused = write_knob(&daemon.mount(), "run", "2").expect_err("there is no room");
+    let result = write_knob(&daemon.mount(), "run", "2");
+    println!("{} bytes in the group", group.usage().expect("usage"));
+    let refused = result.expect_err("there is no room");
     assert_eq!(refused.raw_os_error(), Some(12), "ENOMEM");
     assert_eq!(daemon.number("run"), 0);
     workers.iter_mut().for_each(Worker::verify);

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 /// What one run can add: it splits a mapping in three.
 pub const PER_RUN: usize = 2;
-/// A count this old is not relied on near the limit: the app makes mappings too.
-const STALE: Duration = Duration::from_secs(1);
-/// A count this old is not relied on at all.
-const OLD: Duration = Duration::from_secs(10);
+/// A count is relied on for this many times as long as it took: the app makes mappings too, but counting them is to
+/// cost next to nothing.
+const RELIANCE: u32 = 100;
+/// And no longer than this, whatever kept us from counting.
+const LONGEST_RELIANCE: Duration = Duration::from_millis(500);
 
 /// The head-room of one process.
 #[derive(Debug)]
@@ -21,6 +22,8 @@ pub struct Headroom {
     limit: usize,
     estimate: usize,
     counted: Instant,
+    /// How long the last count is relied on.
+    good_for: Duration,
 }
 
 impl Headroom {
@@ -34,6 +37,7 @@ impl Headroom {
             estimate: maps.count()?,
             maps,
             counted: Instant::now(),
+            good_for: Duration::ZERO,
         })
     }
 
@@ -48,15 +52,17 @@ impl Headroom {
 
     /// Looks again where that is due. To be called while nothing is held.
     pub fn refresh(&mut self) {
-        let near = self.estimate >= self.ours() / 2;
-        if self.counted.elapsed() < if near { STALE } else { OLD } {
+        if self.counted.elapsed() < self.good_for {
             return;
         }
-        if let (Ok(limit), Ok(count)) = (limit(), self.maps.count()) {
+        let start = Instant::now();
+        if let Ok(limit) = limit() {
             self.limit = limit;
-            self.estimate = count;
         }
+        // What cannot be counted counts as full.
+        self.estimate = self.maps.count().unwrap_or(self.limit);
         self.counted = Instant::now();
+        self.good_for = (start.elapsed() * RELIANCE).min(LONGEST_RELIANCE);
     }
 
     /// Whether one more run may be mapped.

@@ -5,11 +5,11 @@
 //! ring for asynchronous I/O, memory accounted as pinned. Asked while writers are held off, no new pin can come behind
 //! it: a pin for writing is a write fault first. Whatever cannot be found out counts as a yes.
 
+use crate::proc_file::{Path, field, number, open_at};
 use crate::sys::kcmp::same_descriptors;
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{CWD, Mode, OFlags, RawDir, openat, readlinkat_raw};
+use rustix::fd::{AsFd, BorrowedFd};
+use rustix::fs::{CWD, OFlags, RawDir, readlinkat_raw};
 use std::ffi::CStr;
-use std::fmt::Write;
 use std::mem::MaybeUninit;
 
 /// Descriptors and threads that are looked at; a process with more counts as one with pins, since writers wait for this.
@@ -51,7 +51,7 @@ pub fn are_possible(app: u32) -> bool {
 fn seems_free_of_pins(app: u32) -> Option<bool> {
     let process = open_at(
         CWD,
-        path(format_args!("/proc/{app}"))?.as_c_str()?,
+        Path::<64>::new(format_args!("/proc/{app}"))?.as_c_str()?,
         OFlags::DIRECTORY,
     )?;
     Some(
@@ -173,78 +173,4 @@ fn opened_direct(infos: BorrowedFd<'_>, name: &CStr) -> Option<bool> {
     let got = rustix::io::read(&info, &mut buffer[..]).ok()?;
     let flags = field(buffer.get(..got)?, b"flags:", 8)?;
     Some(flags & DIRECT != 0)
-}
-
-fn open_at(dir: BorrowedFd<'_>, path: &CStr, flags: OFlags) -> Option<OwnedFd> {
-    openat(
-        dir,
-        path,
-        flags | OFlags::RDONLY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .ok()
-}
-
-/// The number in the line that begins with `name`.
-fn field(text: &[u8], name: &[u8], radix: u64) -> Option<u64> {
-    let line = text
-        .split(|byte| *byte == b'\n')
-        .find(|line| line.starts_with(name))?;
-    let value = line.get(name.len()..)?.trim_ascii();
-    number(value.split(|byte| *byte == b' ').next()?, radix)
-}
-
-fn number(digits: &[u8], radix: u64) -> Option<u64> {
-    let digit = |byte: &u8| byte.is_ascii_digit().then(|| u64::from(byte - b'0'));
-    let value = digits.iter().try_fold(0_u64, |value, byte| {
-        value.checked_mul(radix)?.checked_add(digit(byte)?)
-    })?;
-    (!digits.is_empty()).then_some(value)
-}
-
-/// A path in a buffer of fixed size.
-struct Path {
-    bytes: [u8; 64],
-    len: usize,
-}
-
-impl Path {
-    fn as_c_str(&self) -> Option<&CStr> {
-        CStr::from_bytes_until_nul(&self.bytes).ok()
-    }
-}
-
-impl Write for Path {
-    fn write_str(&mut self, text: &str) -> std::fmt::Result {
-        let end = self.len + text.len();
-        let place = self.bytes.get_mut(self.len..end).ok_or(std::fmt::Error)?;
-        place.copy_from_slice(text.as_bytes());
-        self.len = end;
-        Ok(())
-    }
-}
-
-fn path(text: std::fmt::Arguments<'_>) -> Option<Path> {
-    let mut path = Path {
-        bytes: [0; 64],
-        len: 0,
-    };
-    path.write_fmt(text).ok()?;
-    Some(path)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn fields_of_proc_files_are_read() {
-        let status = b"VmLck:\t       0 kB\nVmPin:\t      12 kB\nVmHWM:\t1 kB\n";
-        assert_eq!(field(status, b"VmPin:", 10), Some(12));
-        assert_eq!(
-            field(b"pos:\t0\nflags:\t02140002\n", b"flags:", 8),
-            Some(0o2_140_002)
-        );
-        assert_eq!(field(status, b"VmSwap:", 10), None);
-    }
 }

@@ -65,7 +65,7 @@ impl Space {
         let mut tables = self.lock();
         tables.remove_region(run);
         // The agent may have merged pages between the last step and this lock.
-        let done = Restorer::new(&self.journal, gear).restore_all(&mut tables, run);
+        let done = Restorer::new(&self.journal, gear, process_id()).restore_all(&mut tables, run);
         tables.forget_visits(run);
         drop(tables);
         done.map_err(|RestoreError { end }| {
@@ -81,7 +81,7 @@ impl Space {
         run: PageRun,
         gear: Option<(&Uffd, &Pagemap)>,
     ) -> Result<(), UnregisterError> {
-        let mut restorer = Restorer::new(&self.journal, gear);
+        let mut restorer = Restorer::new(&self.journal, gear, process_id());
         let mut from = run.start;
         while from < run.end() {
             let rest = PageRun::between(from, run.end());
@@ -144,4 +144,9 @@ fn replace_by_zeroes(run: PageRun) -> Result<(), Errno> {
         from = end.max(from + 1);
     }
     Ok(())
+}
+
+/// The process this runs in: app threads unmerge their own memory.
+fn process_id() -> u32 {
+    rustix::process::getpid().as_raw_pid().unsigned_abs()
 }

@@ -84,14 +84,17 @@ impl Drop for WritersHeld<'_> {
 pub struct Restorer<'a> {
     journal: &'a Journal,
     gear: Option<(&'a Uffd, &'a Pagemap)>,
+    app: u32,
     /// Pages that there was room for when it was last asked.
     room: u64,
 }
 
 impl<'a> Restorer<'a> {
     /// With or without the means (the synchronous userfaultfd, the page tables) to make them plain anonymous memory again.
-    pub fn new(journal: &'a Journal, gear: Option<(&'a Uffd, &'a Pagemap)>) -> Self {
+    /// `app` is the process whose memory it is.
+    pub fn new(journal: &'a Journal, gear: Option<(&'a Uffd, &'a Pagemap)>, app: u32) -> Self {
         Self {
+            app,
             journal,
             gear,
             room: 0,
@@ -112,7 +115,7 @@ impl<'a> Restorer<'a> {
         };
         let no_memory = RestoreError { end: merged.start };
         if self.room < merged.len {
-            if !has_room_for(ROOM_STEP) {
+            if !has_room_for(ROOM_STEP, self.app) {
                 return Err(no_memory);
             }
             self.room = ROOM_STEP;

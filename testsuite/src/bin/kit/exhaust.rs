@@ -2,6 +2,9 @@
 
 use std::fs::File;
 
+/// Maps that a program may need to answer a question.
+const OWN_NEEDS: usize = 200;
+
 /// What was taken, until it is let go.
 #[derive(Default)]
 pub(crate) struct Hoard {
@@ -10,12 +13,14 @@ pub(crate) struct Hoard {
 }
 
 impl Hoard {
-    /// Maps single pages until the kernel refuses; returns how many.
+    /// Maps single pages until the kernel refuses, then gives some back for this program's own needs; returns how many
+    /// are left.
     pub(crate) fn maps(&mut self) -> Result<usize, String> {
         // Neighbours of equal protection would be one map: every other page is read-only.
         while let Ok(page) = testsuite::sys::OnePage::map(self.maps.len().is_multiple_of(2)) {
             self.maps.push(page);
         }
+        self.maps.truncate(self.maps.len().saturating_sub(OWN_NEEDS));
         Ok(self.maps.len())
     }
 
