@@ -18,6 +18,8 @@ const SEEDS: u64 = 40;
 const STEPS: u64 = 3000;
 /// Steps between two looks at a world that has calmed down.
 const CALM_EVERY: u64 = 400;
+/// Scans that are more than enough to move out of all arenas that are hardly used.
+const LONG_CALM: u64 = 50;
 
 fn variable(name: &str) -> Option<u64> {
     let value = std::env::var(name).ok()?;
@@ -74,6 +76,11 @@ fn run_seed(seed: u64, steps: u64) -> World {
             world.check_settled();
         }
     }
+    world.calm_down();
+    world.scan(LONG_CALM);
+    world.check();
+    world.check_settled();
+    world.check_reclaimed();
     world
 }
 

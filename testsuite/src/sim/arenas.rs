@@ -44,6 +44,16 @@ impl Arenas {
             .expect("a slot of an arena that was never made")
     }
 
+    /// The arenas of a daemon that are full and have not been released.
+    pub(crate) fn full(&self, daemon: u32) -> Vec<ArenaId> {
+        let full = |arena: &Arena| !arena.open && !arena.released;
+        let of_daemon = self.arenas.iter().filter(|((of, _), _)| *of == daemon);
+        of_daemon
+            .filter(|(_, arena)| full(arena))
+            .map(|((_, id), _)| *id)
+            .collect()
+    }
+
     /// What the slot holds.
     pub(crate) fn content(&self, frame: Frame) -> Content {
         self.arena(frame).slots[frame.slot.index as usize].expect("a slot that was never written")

@@ -6,7 +6,7 @@
 use super::arenas::{Arenas, Frame};
 use super::process::{Page, Process};
 use super::{Content, World};
-use ksm_engine::page::DomainId;
+use ksm_engine::page::{ArenaId, DomainId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// An honest agent is told to map a page to a slot.
@@ -144,6 +144,35 @@ impl World {
         assert_eq!(counters.slots_used, slots as u64, "slots in use");
         for (domain, recount) in &domains {
             self.all_merged(*domain, recount, &arenas);
+        }
+    }
+
+    /// Checks that memory comes back: a full arena with a quarter of its slots in use or less has been moved out of and
+    /// let go. Only meaningful after many scans of a settled world.
+    ///
+    /// # Panics
+    /// When there is such an arena.
+    pub fn check_reclaimed(&self) {
+        let arenas = self.arenas.borrow();
+        let mut in_use: BTreeMap<ArenaId, BTreeSet<u32>> = BTreeMap::new();
+        for process in &self.processes {
+            for (page, mapped) in &process.pages {
+                if let Page::Merged { frame, .. } = mapped
+                    && process.connection.is_some()
+                    && process.mergeable.contains(page)
+                    && frame.daemon == self.daemon
+                {
+                    let slots = in_use.entry(frame.slot.arena).or_default();
+                    slots.insert(frame.slot.index);
+                }
+            }
+        }
+        for arena in arenas.full(self.daemon) {
+            let used = in_use.get(&arena).map_or(0, BTreeSet::len);
+            assert!(
+                used > self.slots_per_arena as usize / 4,
+                "{arena:?} is held for {used} slots"
+            );
         }
     }
 

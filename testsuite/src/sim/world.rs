@@ -32,7 +32,7 @@ pub struct World {
     pub(super) processes: Vec<Process>,
     digests: Digests,
     forked_or_spawned: u32,
-    slots_per_arena: u32,
+    pub(super) slots_per_arena: u32,
     pub(super) sights: Sights,
     /// Orders and answers are printed.
     traced: bool,
