@@ -133,16 +133,17 @@ impl Arenas {
         std::mem::take(&mut self.arenas).into_keys().collect()
     }
 
-    /// A full arena with at most a quarter of its slots in use, unless another one is being retired still.
-    pub(crate) fn sparse(&self) -> Option<ArenaId> {
-        let sparse = |a: &Arena| a.is_full() && a.used > 0 && a.used <= a.slots / 4;
-        if self.arenas.values().any(|arena| arena.retiring) {
-            return None;
-        }
-        self.arenas
-            .iter()
-            .find(|(_, arena)| sparse(arena))
-            .map(|(id, _)| *id)
+    /// Arenas to be moved out of now: a full one with at most a quarter of its slots in use, and those that were begun
+    /// before and are in use again or still, because a forked child was found on a slot that was given up, or a node
+    /// could not be moved.
+    pub(crate) fn sparse(&self) -> Vec<ArenaId> {
+        let begun = |a: &Arena| a.retiring && a.used > 0;
+        let sparse = |a: &Arena| !a.retiring && a.is_full() && a.used > 0 && a.used <= a.slots / 4;
+        let ids = |wanted: fn(&Arena) -> bool| {
+            let wanted = move |(_, arena): &(_, &Arena)| wanted(arena);
+            self.arenas.iter().filter(wanted).map(|(id, _)| *id)
+        };
+        ids(begun).chain(ids(sparse).take(1)).collect()
     }
 
     /// The nodes with a slot in this arena, in slot order.

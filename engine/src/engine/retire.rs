@@ -13,12 +13,13 @@ use crate::page::{ArenaId, DomainId, PAGE_SIZE};
 use crate::store::SlotStore;
 
 impl<S: SlotStore> Engine<S> {
-    /// Begins to retire one sparse arena of each domain. At the end of a scan, when no order is out.
+    /// Goes on to retire sparse arenas, and begins with one more of each domain. At the end of a scan, when no order is
+    /// out.
     pub(super) fn retire_sparse_arenas(&mut self) {
         let sparse: Vec<(DomainId, ArenaId)> = self
             .domains
             .iter()
-            .filter_map(|(id, domain)| Some((*id, domain.arenas.sparse()?)))
+            .flat_map(|(id, domain)| domain.arenas.sparse().into_iter().map(|arena| (*id, arena)))
             .collect();
         for (domain, arena) in sparse {
             self.retire(domain, arena);
@@ -34,6 +35,10 @@ impl<S: SlotStore> Engine<S> {
             arena.retiring = true;
         }
         for node in nodes {
+            // A node has stragglers in one arena at most.
+            if self.left_behind.contains_key(&(id, node)) {
+                continue;
+            }
             if self.move_node(id, arena, node).is_none() {
                 return;
             }
