@@ -59,6 +59,18 @@ struct Recount {
     alone: BTreeMap<Content, Vec<(u32, u64)>>,
 }
 
+impl Recount {
+    /// Contents with more than one slot, and how many slots those have.
+    fn chains(&self, arenas: &Arenas) -> (u64, u64) {
+        let mut slots: BTreeMap<Content, u64> = BTreeMap::new();
+        for frame in self.sharers.keys() {
+            *slots.entry(arenas.content(*frame)).or_default() += 1;
+        }
+        let several = slots.values().filter(|count| **count > 1);
+        several.fold((0, 0), |(heads, dups), count| (heads + 1, dups + count))
+    }
+}
+
 impl World {
     /// Checks what holds after every step.
     ///
@@ -142,6 +154,21 @@ impl World {
         assert_eq!(counters.rmap_items, items, "rmap items");
         assert_eq!(counters.zero_pages, zeroed, "ksm_zero_pages");
         assert_eq!(counters.slots_used, slots as u64, "slots in use");
+        let alone = |d: &Recount| d.alone.values().map(Vec::len).sum::<usize>();
+        let unshared: usize = domains.values().map(alone).sum();
+        assert_eq!(counters.pages_unshared, unshared as u64, "pages_unshared");
+        let chains = domains.values().map(|d| d.chains(&arenas));
+        let chains = chains.fold((0, 0), |sum, (heads, dups)| (sum.0 + heads, sum.1 + dups));
+        let counted = (counters.stable_node_chains, counters.stable_node_dups);
+        if domains.values().all(|d| alone(d) > 0) {
+            assert_eq!(counted, chains, "chains and dups");
+        } else {
+            // Chains that have become short are dissolved by the next search, and there was none.
+            assert!(
+                counted >= chains,
+                "{counted:?} chains and dups, not {chains:?}"
+            );
+        }
         for (domain, recount) in &domains {
             self.all_merged(*domain, recount, &arenas);
         }

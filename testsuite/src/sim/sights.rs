@@ -31,7 +31,7 @@ impl Sights {
         };
         match answer {
             Answer::Visited { runs, .. } => {
-                runs.iter().for_each(|run| count(Outcome::Done, run.len))
+                runs.iter().for_each(|run| count(Outcome::Done, run.len));
             }
             Answer::Unmerged(_) => count(Outcome::Done, 1),
             Answer::Done(outcomes) => {
