@@ -96,6 +96,11 @@ impl<S: SlotStore> Engine<S> {
             && let Some(arena) = domain.arenas.get_mut(*from)
         {
             arena.left_behind -= 1;
+            if arena.left_behind == 0 {
+                // The nodes may move again, and their numbers be given to others.
+                let emptied = *from;
+                self.left_behind.retain(|_, from| *from != emptied);
+            }
         }
     }
 }
