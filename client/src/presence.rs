@@ -10,6 +10,7 @@ use crate::space::Space;
 use crate::sys::room::{Stack, Workplace};
 use crate::sys::task::{self, PIDFD_THREAD, WAKE};
 use crate::sys::uffd::Userfaults;
+use ksm_engine::digest::Salt;
 use rustix::io::Errno;
 use rustix::net::SocketAddrUnix;
 use rustix::process::{Pid, PidfdGetfdFlags, kill_process, pidfd_getfd, pidfd_open};
@@ -178,6 +179,17 @@ impl Presence {
         self.link.set(state);
         self.attempts.fetch_add(1, Ordering::Release);
         wake(&self.attempts);
+    }
+
+    /// Prepares for a connection: what is known of the pages depends on which daemon knew them `before`. A daemon's
+    /// salts are its own.
+    pub fn meet_daemon(&self, before: Option<Salt>, now: Salt) {
+        let prepared = || match before {
+            None => true,
+            Some(before) if before == now => self.space.on_another_link(),
+            Some(_) => self.space.on_reconnect(),
+        };
+        while !prepared() {}
     }
 
     /// Waits until somebody has tried to connect, but not for ever.

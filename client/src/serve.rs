@@ -47,7 +47,7 @@ pub struct Commission<'a> {
     pub socket: HandedOver,
     /// The donation buffer of that connection.
     pub donation: HandedOver,
-    /// The salt of that connection.
+    /// The salt of the present connection.
     pub salt: Salt,
     /// Room to work in.
     pub desk: &'a mut Desk,
@@ -207,12 +207,15 @@ impl Commission<'_> {
 
     /// Tries until a daemon answers; gives up when dismissed.
     fn reconnect(&mut self, calls: &Calls) -> Option<(Link, Welcome)> {
-        while !self.presence.space.on_reconnect() {}
         let mut backoff = Backoff::default();
         while !self.is_dismissed(calls) {
             backoff.pause();
             match connect(self.presence, &mut self.desk.incoming) {
-                Ok(connected) => return Some(connected),
+                Ok((link, welcome)) => {
+                    self.presence.meet_daemon(Some(self.salt), welcome.salt);
+                    self.salt = welcome.salt;
+                    return Some((link, welcome));
+                }
                 Err(state) => self.presence.say(state),
             }
         }

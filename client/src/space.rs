@@ -332,11 +332,22 @@ impl Space {
     /// the app is in the way, and then to be called again.
     #[must_use]
     pub fn on_reconnect(&self) -> bool {
+        self.begin_anew(SWEEP_KNOWN | SWEEP_SLOTS)
+    }
+
+    /// The agent talks to the same daemon as before, but over another connection: its slots are the same, its
+    /// knowledge of our pages is gone. For the agent; false if the app is in the way, and then to be called again.
+    #[must_use]
+    pub fn on_another_link(&self) -> bool {
+        self.begin_anew(SWEEP_KNOWN)
+    }
+
+    fn begin_anew(&self, sweep: u32) -> bool {
         let Some(mut tables) = self.step(PATIENCE) else {
             return false;
         };
         tables.notices.resend_all();
-        self.start_sweep(SWEEP_KNOWN | SWEEP_SLOTS);
+        self.start_sweep(sweep);
         true
     }
 

@@ -13,6 +13,7 @@ use crate::presence::Presence;
 use crate::serve::Commission;
 use crate::sys::task::{self, ThreadDuty, hand_over, run_task};
 use crate::sys::uffd::Userfaults;
+use ksm_engine::digest::Salt;
 use ksm_engine::wire::{Hello, MessageBuffer};
 use rustix::event::EventfdFlags;
 use rustix::fs::{Mode, OFlags, Timespec};
@@ -101,8 +102,8 @@ struct Steward<'a> {
     userfaults: Option<Userfaults>,
     /// Opened early: the app may change its user.
     view: View,
-    /// Whether a daemon has known this process before.
-    served: bool,
+    /// That of the daemon that knew this process last.
+    salt: Option<Salt>,
 }
 
 impl<'a> Steward<'a> {
@@ -127,7 +128,7 @@ impl<'a> Steward<'a> {
             desk,
             userfaults: None,
             view,
-            served: false,
+            salt: None,
         })
     }
 
@@ -154,8 +155,7 @@ impl<'a> Steward<'a> {
         };
         self.presence.publish_userfaults(&userfaults);
         let userfaults = self.userfaults.insert(userfaults);
-        while self.served && !self.presence.space.on_reconnect() {}
-        self.served = true;
+        self.presence.meet_daemon(self.salt, welcome.salt);
         let (socket, socket_behind) = hand_over(link.into_socket());
         let (donation, donation_behind) = hand_over(welcome.donation);
         let mut commission = Commission {
@@ -177,6 +177,7 @@ impl<'a> Steward<'a> {
         };
         let pid = &self.presence.agent;
         let ended = run_task(stack, &mut commission, left_behind, pid, dismiss);
+        self.salt = Some(commission.salt);
         self.presence.space.recover(userfaults);
         self.presence.dismissed.store(false, Ordering::Release);
         let _ = rustix::io::read(&self.dismissal, &mut [0; 8]);

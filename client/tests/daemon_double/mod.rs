@@ -4,7 +4,7 @@
 #![allow(dead_code, reason = "no test program uses all of it")]
 
 use ksm_engine::digest::Salt;
-use ksm_engine::order::{DONATION_PAGES, Order, OrderId};
+use ksm_engine::order::{DONATION_PAGES, Order, OrderId, ReportRef, VisitState};
 use ksm_engine::page::{PAGE_SIZE, PageRun};
 use ksm_engine::wire::{Hello, MessageBuffer, ToAgent, ToDaemon};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -158,6 +158,11 @@ impl Peer {
 
     /// Receives the greeting and answers it, with `/dev/userfaultfd`.
     pub fn welcome(&mut self) {
+        self.welcome_with(Salt([7; 32]));
+    }
+
+    /// The same as a daemon with this salt.
+    pub fn welcome_with(&mut self, salt: Salt) {
         let Some(ToDaemon::Hello(hello)) = self.receive() else {
             panic!("the first message of an agent is its greeting");
         };
@@ -173,7 +178,6 @@ impl Peer {
             Mode::empty(),
         )
         .expect("the tests run as root");
-        let salt = Salt([7; 32]);
         self.send(
             &ToAgent::Welcome { salt },
             &[donation.as_fd(), device.as_fd()],
@@ -216,6 +220,30 @@ impl Peer {
                 Some(ToDaemon::Report { order, .. }) => return order == expected,
                 Some(_) => {}
                 None => return false,
+            }
+        }
+    }
+
+    /// Has a range visited, and gives the one state that all its pages are in.
+    pub fn state_of(&mut self, range: PageRun) -> VisitState {
+        let (limit, skip) = (64, Vec::new());
+        self.order(&Order::Visit { range, limit, skip }, None);
+        loop {
+            match self.receive() {
+                Some(ToDaemon::Report {
+                    report: ReportRef::Visited { runs, .. },
+                    ..
+                }) => {
+                    let states = runs.iter().map(|run| (run.state, run.pages().len));
+                    let (state, pages) = states.fold((0, 0), |(all, sum), (state, len)| {
+                        assert!(sum == 0 || all == state, "pages are in different states");
+                        (state, sum + len)
+                    });
+                    assert_eq!(pages, range.len);
+                    return VisitState::from_number(state).expect("a state");
+                }
+                Some(_) => {}
+                None => panic!("the agent hung up"),
             }
         }
     }

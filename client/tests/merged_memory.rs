@@ -1,15 +1,16 @@
-//! Merged memory that the app takes back is plain anonymous memory again, though nobody but the steward has the
-//! descriptors that it takes.
+//! Memory that is merged: what daemons that come and go are told of it, and how the app gets it back.
 
 mod daemon_double;
 
 use daemon_double::{App, DaemonDouble, Peer, pause, say, socket};
 use ksm_client::{Client, Config};
-use ksm_engine::order::{MapRun, Order, Outcome, ReportRef};
+use ksm_engine::digest::Salt;
+use ksm_engine::order::{MapRun, Order, Outcome, ReportRef, VisitState};
 use ksm_engine::page::{ArenaId, PAGE_SIZE, PageRun};
 use ksm_engine::wire::ToDaemon;
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
+use rustix::process::{Pid, Signal, kill_process};
 use std::os::fd::{AsFd, OwnedFd};
 
 const PAGES: usize = 8;
@@ -113,6 +114,55 @@ fn merge(peer: &mut Peer, run: PageRun) {
     }
 }
 
+#[test]
+fn slots_are_known_to_the_daemon_that_gave_them_and_foreign_to_another_one() {
+    let daemon = DaemonDouble::new();
+    let mut app = App::start("app_that_takes_its_memory_back", &daemon.path());
+    let mut peer = daemon.welcome();
+    let run = app.hear_run();
+    peer.await_registration(run);
+    merge(&mut peer, run);
+    assert_eq!(peer.state_of(run), VisitState::Merged);
+
+    // The connection is lost, the daemon is the same.
+    drop(peer);
+    let mut peer = daemon.welcome();
+    peer.await_registration(run);
+    assert_eq!(peer.state_of(run), VisitState::Merged);
+
+    // So it is for another agent.
+    let agent = Pid::from_raw(agent_of(app.pid()).cast_signed()).expect("not 0");
+    kill_process(agent, Signal::KILL).expect("the agent is there");
+    let mut peer = daemon.welcome();
+    peer.await_registration(run);
+    assert_eq!(peer.state_of(run), VisitState::Merged);
+
+    drop(peer);
+    let mut peer = daemon.accept();
+    peer.welcome_with(Salt([8; 32]));
+    peer.await_registration(run);
+    assert_eq!(peer.state_of(run), VisitState::Foreign);
+
+    app.go_on();
+    assert_eq!(app.hear(), "taken back");
+    app.finish();
+}
+
+/// The agent of an app: its child that is not seen by `wait`.
+fn agent_of(app: u32) -> u32 {
+    let tasks = std::fs::read_dir(format!("/proc/{app}/task")).expect("the app lives");
+    let children = tasks.map(|task| {
+        let path = task.expect("a thread").path().join("children");
+        std::fs::read_to_string(path).expect("proc")
+    });
+    let all: String = children.collect();
+    let mut pids = all.split_whitespace();
+    let agent = pids.next().expect("an agent").parse().expect("a number");
+    assert_eq!(pids.next(), None, "it has one child");
+    agent
+}
+
+/// The pages are plain anonymous memory again, though nobody but the steward has the descriptors that it takes.
 #[test]
 fn memory_that_is_unmergeable_again_is_plain_anonymous_memory() {
     let daemon = DaemonDouble::new();
