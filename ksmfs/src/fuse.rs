@@ -4,6 +4,8 @@
 //! included; [`Tree::open`] adds what sysfs refuses even to root. Files are opened for direct I/O, so that every read
 //! and every write arrives here as it was made.
 
+mod unmappable;
+
 use crate::mailbox::{Mailbox, Request as KnobRequest};
 use crate::tree::{self, Attributes, Change, FILE_SIZE, OpenFile, ROOT, Tree};
 use fuser::{
@@ -19,6 +21,7 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+use unmappable::Unmappable;
 
 /// Names never change.
 const NAME_TTL: Duration = Duration::from_secs(24 * 60 * 60);
@@ -32,6 +35,7 @@ const MAX_WRITE: u32 = 128 * 1024;
 pub struct KsmFs {
     tree: Mutex<Tree>,
     mailbox: Mailbox,
+    unmappable: Unmappable,
     /// Only dropped: says that the file system is gone.
     _ended: crate::running::EndNote,
 }
@@ -43,6 +47,7 @@ impl KsmFs {
         Self {
             tree: Mutex::new(tree),
             mailbox,
+            unmappable: Unmappable::default(),
             _ended: ended,
         }
     }
@@ -104,6 +109,7 @@ impl Filesystem for KsmFs {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         let refused = |nearest| std::io::Error::other(format!("max_write: at most {nearest}"));
         config.set_max_write(MAX_WRITE).map_err(refused)?;
+        self.unmappable.negotiate(config);
         Ok(())
     }
 
@@ -163,10 +169,10 @@ impl Filesystem for KsmFs {
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let flags = OFlags::from_bits_retain(flags.0.cast_unsigned());
         match self.tree.lock().open(ino.0, flags) {
-            Ok(handle) => reply.opened(
-                FileHandle(handle),
-                FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH,
-            ),
+            Ok(handle) => {
+                let flags = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH;
+                self.unmappable.opened(reply, FileHandle(handle), flags);
+            }
             Err(e) => reply.error(errno(e)),
         }
     }
