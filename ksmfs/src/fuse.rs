@@ -16,7 +16,7 @@ use fuser::{
     WriteFlags,
 };
 use parking_lot::Mutex;
-use rustix::fs::OFlags;
+use rustix::fs::{OFlags, XattrFlags};
 use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
@@ -67,6 +67,24 @@ impl KsmFs {
 
 fn errno(errno: rustix::io::Errno) -> Errno {
     Errno::from_i32(errno.raw_os_error())
+}
+
+fn answer(outcome: Result<(), rustix::io::Errno>, reply: ReplyEmpty) {
+    match outcome {
+        Ok(()) => reply.ok(),
+        Err(e) => reply.error(errno(e)),
+    }
+}
+
+/// Gives `bytes`, or how many they are to a caller who asks with a size of 0.
+fn answer_xattr(bytes: Result<&[u8], rustix::io::Errno>, size: u32, reply: ReplyXattr) {
+    let len = bytes.map(|bytes| u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+    match (bytes, len) {
+        (Ok(_), Ok(len)) if size == 0 => reply.size(len),
+        (Ok(bytes), Ok(len)) if len <= size => reply.data(bytes),
+        (Ok(_), Ok(_)) => reply.error(Errno::ERANGE),
+        (Err(e), _) | (_, Err(e)) => reply.error(errno(e)),
+    }
 }
 
 fn find(name: &OsStr) -> Option<u64> {
@@ -156,7 +174,7 @@ impl Filesystem for KsmFs {
             mode,
             uid,
             gid,
-            truncate: size.is_some(),
+            length: size,
             accessed: atime.map(system_time),
             modified: mtime.map(system_time),
         };
@@ -349,10 +367,14 @@ impl Filesystem for KsmFs {
         _name: &OsStr,
         _newparent: INodeNo,
         _newname: &OsStr,
-        _flags: RenameFlags,
+        flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        reply.error(Errno::EPERM);
+        reply.error(if flags.is_empty() {
+            Errno::EPERM
+        } else {
+            Errno::EINVAL
+        });
     }
 
     fn link(&self, _: &Request, _: INodeNo, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
@@ -366,30 +388,46 @@ impl Filesystem for KsmFs {
     fn setxattr(
         &self,
         _req: &Request,
-        _ino: INodeNo,
-        _name: &OsStr,
-        _value: &[u8],
-        _flags: i32,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        reply.error(Errno::EOPNOTSUPP);
+        let flags = XattrFlags::from_bits_retain(flags.cast_unsigned());
+        let mut tree = self.tree.lock();
+        let extended = tree.extended(ino.0);
+        answer(
+            extended.and_then(|extended| extended.set(name, value, flags)),
+            reply,
+        );
     }
 
-    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
-        reply.error(Errno::NO_XATTR);
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let mut tree = self.tree.lock();
+        let extended = tree.extended(ino.0);
+        answer_xattr(
+            extended.and_then(|extended| extended.get(name)),
+            size,
+            reply,
+        );
     }
 
-    fn listxattr(&self, _: &Request, _: INodeNo, size: u32, reply: ReplyXattr) {
-        if size == 0 {
-            reply.size(0);
-        } else {
-            reply.data(&[]);
-        }
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        // The capability that sysfs asks for cannot be seen from here.
+        let privileged = req.uid() == 0;
+        let mut tree = self.tree.lock();
+        let names = tree
+            .extended(ino.0)
+            .map(|extended| extended.list(privileged));
+        answer_xattr(names.as_deref().map_err(|e| *e), size, reply);
     }
 
-    fn removexattr(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        reply.error(Errno::EOPNOTSUPP);
+    fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let mut tree = self.tree.lock();
+        let extended = tree.extended(ino.0);
+        answer(extended.and_then(|extended| extended.remove(name)), reply);
     }
 
     fn ioctl(
@@ -434,12 +472,12 @@ impl Filesystem for KsmFs {
         _req: &Request,
         _ino: INodeNo,
         _fh: FileHandle,
-        _offset: u64,
-        _length: u64,
+        offset: u64,
+        length: u64,
         _mode: i32,
         reply: ReplyEmpty,
     ) {
-        reply.error(Errno::EINVAL);
+        reply.error(errno(tree::refuse_allocation(offset, length)));
     }
 
     fn lseek(

@@ -299,7 +299,6 @@ fn config(acl: SessionACL) -> Config {
         MountOption::NoDev,
         MountOption::NoSuid,
         MountOption::NoExec,
-        MountOption::NoAtime,
     ];
     config.acl = acl;
     config.n_threads = Some(1);

@@ -3,6 +3,10 @@
 //! Values live in the engine; what is kept here is what sysfs keeps: modes, owners and times that were changed, and
 //! the text that each open file read last. [`crate::fuse`] unpacks requests, asks here, and packs the answers.
 
+mod extended;
+
+pub use extended::ExtendedAttributes;
+
 use ksm_engine::knobs::KsmFile;
 use parking_lot::Mutex;
 use rustix::fs::{Gid, OFlags, Uid};
@@ -19,6 +23,8 @@ const FIRST_FILE: u64 = 2;
 pub const FILE_SIZE: u64 = 4096;
 /// Most bytes that one write hands to a file; a longer write is cut and answered short.
 pub const WRITE_LIMIT: usize = 4096;
+/// Most bytes that a file can be truncated to. It has no effect, but a greater length is refused.
+const LENGTH_LIMIT: u64 = (1 << 31) - 1;
 
 const ANY_READ: u32 = 0o444;
 const ANY_WRITE: u32 = 0o222;
@@ -59,8 +65,8 @@ pub struct Change {
     pub uid: Option<u32>,
     /// Group.
     pub gid: Option<u32>,
-    /// A truncation, to whatever length: it has no effect but on the time.
-    pub truncate: bool,
+    /// Length to truncate to: it has no effect but on the time.
+    pub length: Option<u64>,
     /// Last access.
     pub accessed: Option<SystemTime>,
     /// Last modification.
@@ -121,6 +127,8 @@ pub fn slice(text: &str, offset: u64, size: u32) -> &[u8] {
 pub struct Tree {
     /// The directory's attributes, then the files' in listing order.
     attributes: Vec<Attributes>,
+    /// In the same order.
+    extended: Vec<ExtendedAttributes>,
     open: HashMap<u64, Arc<OpenFile>>,
     next_handle: u64,
 }
@@ -143,6 +151,9 @@ impl Tree {
         Self {
             attributes: std::iter::once(attributes(ROOT, 0o755))
                 .chain(files.map(|(ino, file)| attributes(ino, mode(file))))
+                .collect(),
+            extended: (0..=KsmFile::ALL.len())
+                .map(|_| ExtendedAttributes::default())
                 .collect(),
             open: HashMap::new(),
             next_handle: 1,
@@ -176,7 +187,7 @@ impl Tree {
     /// Sets attributes and returns all of them. Whether the caller may was checked by the kernel.
     ///
     /// # Errors
-    /// ENOENT for a number that no inode has.
+    /// ENOENT for a number that no inode has, EFBIG for a length of 2 GiB or more.
     pub fn change(
         &mut self,
         ino: u64,
@@ -184,10 +195,13 @@ impl Tree {
         now: SystemTime,
     ) -> Result<Attributes, Errno> {
         let attributes = self.attributes.get_mut(index(ino)?).ok_or(Errno::NOENT)?;
+        if change.length.is_some_and(|length| length > LENGTH_LIMIT) {
+            return Err(Errno::FBIG);
+        }
         attributes.mode = change.mode.map_or(attributes.mode, |mode| mode & 0o7777);
         attributes.uid = change.uid.unwrap_or(attributes.uid);
         attributes.gid = change.gid.unwrap_or(attributes.gid);
-        if change.truncate {
+        if change.length.is_some() {
             attributes.modified = now;
         }
         attributes.accessed = change.accessed.unwrap_or(attributes.accessed);
@@ -203,20 +217,29 @@ impl Tree {
     /// own check lets pass. EINVAL for `O_DIRECT`. EISDIR for the directory.
     pub fn open(&mut self, ino: u64, flags: OFlags) -> Result<u64, Errno> {
         let file = file_of(ino)?;
-        if flags.contains(OFlags::DIRECT) {
-            return Err(Errno::INVAL);
-        }
         let mode = self.attributes(ino)?.mode;
         let access = flags & OFlags::RWMODE;
-        let refused = (access != OFlags::WRONLY && mode & ANY_READ == 0)
-            || (access != OFlags::RDONLY && mode & ANY_WRITE == 0);
-        if refused {
+        // The fourth access mode, both bits, gives neither access: nothing is refused then.
+        let reads = access == OFlags::RDONLY || access == OFlags::RDWR;
+        let writes = access == OFlags::WRONLY || access == OFlags::RDWR;
+        if (reads && mode & ANY_READ == 0) || (writes && mode & ANY_WRITE == 0) {
             return Err(Errno::ACCESS);
+        }
+        if flags.contains(OFlags::DIRECT) {
+            return Err(Errno::INVAL);
         }
         let handle = self.next_handle;
         self.next_handle += 1;
         self.open.insert(handle, Arc::new(OpenFile::new(file)));
         Ok(handle)
+    }
+
+    /// The extended attributes of an inode.
+    ///
+    /// # Errors
+    /// ENOENT for a number that no inode has.
+    pub fn extended(&mut self, ino: u64) -> Result<&mut ExtendedAttributes, Errno> {
+        self.extended.get_mut(index(ino)?).ok_or(Errno::NOENT)
     }
 
     /// The open file with this handle.
@@ -245,6 +268,16 @@ fn file_of(ino: u64) -> Result<KsmFile, Errno> {
     let index = ino.checked_sub(FIRST_FILE).ok_or(Errno::NOENT)?;
     let index = usize::try_from(index).map_err(|_| Errno::NOENT)?;
     KsmFile::ALL.get(index).copied().ok_or(Errno::NOENT)
+}
+
+/// What `fallocate` of `length` bytes from `offset` on is answered.
+#[must_use]
+pub fn refuse_allocation(offset: u64, length: u64) -> Errno {
+    if offset.saturating_add(length) > LENGTH_LIMIT {
+        Errno::FBIG
+    } else {
+        Errno::OPNOTSUPP
+    }
 }
 
 /// What a write of `value` to `file` may hand to the engine.

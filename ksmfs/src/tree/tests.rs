@@ -86,7 +86,7 @@ fn attributes_that_were_changed_are_remembered() {
         gid: Some(6),
         accessed: Some(at(10)),
         modified: Some(at(11)),
-        truncate: false,
+        length: None,
     };
     tree.change(ino("run"), change, at(12)).unwrap();
     let now = tree.attributes(ino("run")).unwrap();
@@ -102,7 +102,7 @@ fn truncation_changes_the_time_and_nothing_else() {
     let mut tree = tree();
     let before = tree.attributes(ino("run")).unwrap();
     let change = Change {
-        truncate: true,
+        length: Some(100),
         ..Change::default()
     };
     let after = tree.change(ino("run"), change, at(7)).unwrap();
