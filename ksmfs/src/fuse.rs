@@ -27,8 +27,9 @@ use unmappable::Unmappable;
 const NAME_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 /// The kernel moves the size it caches along with writes and cached reads, where sysfs keeps 4096: ask every time.
 const ATTRIBUTE_TTL: Duration = Duration::ZERO;
-/// Longest write that arrives in one piece. Above the 4096 bytes of which it is answered short.
-const MAX_WRITE: u32 = 128 * 1024;
+/// Longest write that arrives at once. Far above the 4096 bytes that count: every piece of a `writev` takes a page of
+/// this, and 256 pages are the most that the kernel has by default.
+const MAX_WRITE: u32 = 1024 * 1024;
 
 /// The mounted directory.
 #[derive(Debug)]
@@ -163,22 +164,27 @@ impl Filesystem for KsmFs {
         atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
         _ctime: Option<SystemTime>,
-        _fh: Option<FileHandle>,
+        fh: Option<FileHandle>,
         _crtime: Option<SystemTime>,
         _chgtime: Option<SystemTime>,
         _bkuptime: Option<SystemTime>,
         _flags: Option<fuser::BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let now = SystemTime::now();
+        // O_TRUNC and ftruncate set the time, truncate does not. FUSE says which it was for ftruncate only; to nothing
+        // it is far more often O_TRUNC than truncate.
+        let truncates = size == Some(0) || (size.is_some() && fh.is_some());
+        let truncated = truncates.then_some(now);
         let change = Change {
             mode,
             uid,
             gid,
             length: size,
             accessed: atime.map(system_time),
-            modified: mtime.map(system_time),
+            modified: mtime.map(system_time).or(truncated),
         };
-        match self.tree.lock().change(ino.0, change, SystemTime::now()) {
+        match self.tree.lock().change(ino.0, change, now) {
             Ok(attributes) => reply.attr(&ATTRIBUTE_TTL, &file_attr(&attributes)),
             Err(e) => reply.error(errno(e)),
         }
@@ -210,15 +216,12 @@ impl Filesystem for KsmFs {
             Ok(open) => open,
             Err(e) => return reply.error(e),
         };
-        if let Some(text) = open.text_for(offset) {
-            return reply.data(tree::slice(&text, offset, size));
+        if let Some(rest) = open.read_on(offset, size) {
+            return reply.data(&rest);
         }
         self.mailbox.post(KnobRequest::Read {
             file: open.file,
-            reply: Box::new(move |text| {
-                open.keep(&text.into());
-                reply.data(tree::slice(text, offset, size));
-            }),
+            reply: Box::new(move |text| reply.data(&open.read_fresh(text, offset, size))),
         });
     }
 

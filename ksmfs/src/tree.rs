@@ -1,7 +1,7 @@
 //! The mirrored directory without FUSE: names, attributes, open files and what sysfs answers to each request.
 //!
 //! Values live in the engine; what is kept here is what sysfs keeps: modes, owners and times that were changed, and
-//! the text that each open file read last. [`crate::fuse`] unpacks requests, asks here, and packs the answers.
+//! what each open file has left of the text that it read last. [`crate::fuse`] unpacks requests, asks here, and packs the answers.
 
 mod extended;
 
@@ -42,7 +42,7 @@ pub struct Attributes {
     pub gid: u32,
     /// Last access.
     pub accessed: SystemTime,
-    /// Last change of the content, as far as sysfs counts it: truncation and utimensat, not writes.
+    /// Last change of the content, as far as sysfs counts it: ftruncate, O_TRUNC and utimensat, not writes.
     pub modified: SystemTime,
     /// Last change of an attribute.
     pub changed: SystemTime,
@@ -65,7 +65,7 @@ pub struct Change {
     pub uid: Option<u32>,
     /// Group.
     pub gid: Option<u32>,
-    /// Length to truncate to: it has no effect but on the time.
+    /// Length to truncate to, without any effect. The times that a truncation may set come with it.
     pub length: Option<u64>,
     /// Last access.
     pub accessed: Option<SystemTime>,
@@ -73,53 +73,66 @@ pub struct Change {
     pub modified: Option<SystemTime>,
 }
 
-/// An open file: the text that its reads continue in.
+/// An open file, and what its last read has left of the text.
 #[derive(Debug)]
 pub struct OpenFile {
     /// Which file.
     pub file: KsmFile,
-    text: Mutex<Option<Arc<str>>>,
+    rest: Mutex<Option<Rest>>,
+}
+
+/// What follows the last read, and where.
+#[derive(Debug)]
+struct Rest {
+    offset: u64,
+    bytes: Vec<u8>,
+}
+
+impl Rest {
+    fn take(&mut self, size: u32) -> Vec<u8> {
+        let size = usize::try_from(size).unwrap_or(usize::MAX);
+        let after = self.bytes.split_off(size.min(self.bytes.len()));
+        let taken = std::mem::replace(&mut self.bytes, after);
+        self.offset += taken.len() as u64;
+        taken
+    }
 }
 
 impl OpenFile {
     fn new(file: KsmFile) -> Self {
         Self {
             file,
-            text: Mutex::new(None),
+            rest: Mutex::new(None),
         }
     }
 
-    /// The text that a read at `offset` continues in. `None`: the value has to be read afresh, and [`Self::keep`]t.
+    /// What a read gets that goes on where the last one ended. `None`: it does not, and the value has to be read
+    /// afresh, as seq_file does it.
     #[must_use]
-    pub fn text_for(&self, offset: u64) -> Option<Arc<str>> {
-        if offset == 0 {
-            return None;
-        }
-        self.text.lock().clone()
+    pub fn read_on(&self, offset: u64, size: u32) -> Option<Vec<u8>> {
+        let mut rest = self.rest.lock();
+        let rest = rest.as_mut()?;
+        (offset != 0 && offset == rest.offset).then(|| rest.take(size))
     }
 
-    /// Keeps the text of a fresh read for the reads that continue it.
-    pub fn keep(&self, text: &Arc<str>) {
-        *self.text.lock() = Some(Arc::clone(text));
+    /// What a read of the fresh `text` gets.
+    #[must_use]
+    pub fn read_fresh(&self, text: &str, offset: u64, size: u32) -> Vec<u8> {
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        let mut rest = Rest {
+            offset,
+            bytes: text.as_bytes().get(start..).unwrap_or_default().to_vec(),
+        };
+        let taken = rest.take(size);
+        *self.rest.lock() = Some(rest);
+        taken
     }
 
     /// Whether nothing was read yet: sysfs reports such a file as changed to poll.
     #[must_use]
     pub fn is_unread(&self) -> bool {
-        self.text.lock().is_none()
+        self.rest.lock().is_none()
     }
-}
-
-/// The part of `text` that a read of `size` bytes at `offset` gets.
-#[must_use]
-pub fn slice(text: &str, offset: u64, size: u32) -> &[u8] {
-    let bytes = text.as_bytes();
-    let start = usize::try_from(offset)
-        .unwrap_or(usize::MAX)
-        .min(bytes.len());
-    let size = usize::try_from(size).unwrap_or(usize::MAX);
-    let end = start.saturating_add(size).min(bytes.len());
-    &bytes[start..end]
 }
 
 /// The directory.
@@ -198,12 +211,12 @@ impl Tree {
         if change.length.is_some_and(|length| length > LENGTH_LIMIT) {
             return Err(Errno::FBIG);
         }
+        if change.length.is_some() && change.modified.is_none() {
+            return Ok(*attributes);
+        }
         attributes.mode = change.mode.map_or(attributes.mode, |mode| mode & 0o7777);
         attributes.uid = change.uid.unwrap_or(attributes.uid);
         attributes.gid = change.gid.unwrap_or(attributes.gid);
-        if change.length.is_some() {
-            attributes.modified = now;
-        }
         attributes.accessed = change.accessed.unwrap_or(attributes.accessed);
         attributes.modified = change.modified.unwrap_or(attributes.modified);
         attributes.changed = now;

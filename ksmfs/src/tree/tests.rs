@@ -1,8 +1,7 @@
-use super::{Change, FILE_SIZE, ROOT, Tree, WRITE_LIMIT, accepted_write, slice};
+use super::{Change, FILE_SIZE, ROOT, Tree, WRITE_LIMIT, accepted_write};
 use ksm_engine::knobs::KsmFile;
 use rustix::fs::{Gid, OFlags, Uid};
 use rustix::io::Errno;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 fn at(second: u64) -> SystemTime {
@@ -98,16 +97,23 @@ fn attributes_that_were_changed_are_remembered() {
 }
 
 #[test]
-fn truncation_changes_the_time_and_nothing_else() {
+fn truncation_changes_no_more_than_the_times_that_come_with_it() {
     let mut tree = tree();
     let before = tree.attributes(ino("run")).unwrap();
-    let change = Change {
-        length: Some(100),
-        ..Change::default()
+    let mut truncate = |length, modified| {
+        let change = Change {
+            length: Some(length),
+            modified,
+            ..Change::default()
+        };
+        tree.change(ino("run"), change, at(7))
     };
-    let after = tree.change(ino("run"), change, at(7)).unwrap();
-    assert_eq!(after.modified, at(7));
+    assert_eq!(truncate(100, None), Ok(before));
+    let after = truncate(0, Some(at(6))).unwrap();
+    assert_eq!((after.modified, after.changed), (at(6), at(7)));
     assert_eq!((after.mode, after.accessed), (before.mode, before.accessed));
+    assert_eq!(truncate((1 << 31) - 1, None), Ok(after));
+    assert_eq!(truncate(1 << 31, None), Err(Errno::FBIG));
 }
 
 #[test]
@@ -116,15 +122,23 @@ fn reads_continue_in_the_text_of_the_read_at_zero() {
     let handle = tree.open(ino("run"), OFlags::RDONLY).unwrap();
     let file = tree.opened(handle).unwrap();
     assert!(file.is_unread());
-    assert!(
-        file.text_for(1).is_none(),
+    assert_eq!(
+        file.read_on(1, 9),
+        None,
         "the first read is fresh wherever it is"
     );
-    let text: Arc<str> = "1\n".into();
-    file.keep(&text);
+    assert_eq!(file.read_fresh("123\n", 1, 2), b"23");
     assert!(!file.is_unread());
-    assert_eq!(file.text_for(1).as_deref(), Some("1\n"));
-    assert!(file.text_for(0).is_none(), "a read at 0 is always fresh");
+    assert_eq!(file.read_on(1, 9), None, "not where the last one ended");
+    assert_eq!(file.read_on(3, 9).as_deref(), Some(&b"\n"[..]));
+    assert_eq!(
+        file.read_on(4, 9).as_deref(),
+        Some(&b""[..]),
+        "the end stays the end"
+    );
+    assert_eq!(file.read_fresh("5\n", 0, 9), b"5\n");
+    assert_eq!(file.read_fresh("5\n", 0, 0), b"");
+    assert_eq!(file.read_on(0, 9), None, "a read at 0 is always fresh");
     let other = tree.open(ino("run"), OFlags::RDONLY).unwrap();
     assert!(
         tree.opened(other).unwrap().is_unread(),
@@ -135,12 +149,14 @@ fn reads_continue_in_the_text_of_the_read_at_zero() {
 }
 
 #[test]
-fn a_slice_never_leaves_the_text() {
-    assert_eq!(slice("123\n", 0, 4097), b"123\n");
-    assert_eq!(slice("123\n", 1, 1), b"2");
-    assert_eq!(slice("123\n", 4, 10), b"");
-    assert_eq!(slice("123\n", u64::MAX, u32::MAX), b"");
-    assert_eq!(slice("123\n", 0, 0), b"");
+fn a_read_beyond_the_text_gets_nothing() {
+    let mut tree = tree();
+    let handle = tree.open(ino("run"), OFlags::RDONLY).unwrap();
+    let file = tree.opened(handle).unwrap();
+    for offset in [2, 4096, u64::MAX] {
+        assert_eq!(file.read_fresh("1\n", offset, u32::MAX), b"");
+        assert_eq!(file.read_on(offset, u32::MAX).as_deref(), Some(&b""[..]));
+    }
 }
 
 #[test]
