@@ -19,6 +19,7 @@ mod mm;
 mod outbox;
 mod retire;
 mod scan;
+mod slab;
 mod stable;
 mod unstable;
 mod visit;

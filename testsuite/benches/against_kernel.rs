@@ -92,6 +92,7 @@ fn our_round(options: &Options) -> std::io::Result<Figures> {
 }
 
 fn measure(options: &Options, ksm: &Path, socket: &str, daemon: Option<u32>) -> Figures {
+    let available_at_first = available();
     let workers: Vec<Worker> = (0..options.processes)
         .map(|_| Worker::start(socket, options.mib))
         .collect();
@@ -101,7 +102,7 @@ fn measure(options: &Options, ksm: &Path, socket: &str, daemon: Option<u32>) -> 
             .expect("own processes")
             .total()
     };
-    let (before, available_before) = (footprint(), available());
+    let (before, available_loaded) = (footprint(), available());
     let knob = |file, value| write_knob(ksm, file, value).expect("a knob");
     let counter = |file: &str| {
         let text = std::fs::read_to_string(ksm.join(file)).expect("a counter");
@@ -138,11 +139,8 @@ fn measure(options: &Options, ksm: &Path, socket: &str, daemon: Option<u32>) -> 
     knob("run", "0");
     let after = kernel_saving(daemon, counter("pages_sharing"))
         .map_or_else(footprint, |saved| before - saved);
-    let available_gain = ratio(available(), available_before);
-    let _ = available_gain;
-    let used = |available: u64, base: u64| base.saturating_sub(available);
-    let held = before;
-    let available = 1.0 - ratio(used(available_before, available()), held);
+    let taken = |now: u64| available_at_first.saturating_sub(now);
+    let available = ratio(taken(available()), taken(available_loaded));
     drop(workers);
     Figures {
         seconds,

@@ -5,25 +5,27 @@
 
 use crate::page::{MmId, PageRun};
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 
 /// Names an item: its mm and page. Packed, because every sharer of a merged page is listed by one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct ItemRef(u64);
+pub(crate) struct ItemRef(NonZeroU64);
 
 const PAGE_BITS: u32 = 45;
 
 impl ItemRef {
     pub(crate) fn new(mm: MmId, page: u64) -> Self {
         debug_assert!(page >> PAGE_BITS == 0 && mm.0 >> (64 - PAGE_BITS) == 0);
-        Self(u64::from(mm.0) << PAGE_BITS | page)
+        let packed = u64::from(mm.0) << PAGE_BITS | page;
+        Self(NonZeroU64::new(packed).expect("mms are numbered from 1"))
     }
 
     pub(crate) fn mm(self) -> MmId {
-        MmId(u32::try_from(self.0 >> PAGE_BITS).expect("19 bits are left"))
+        MmId(u32::try_from(self.0.get() >> PAGE_BITS).expect("19 bits are left"))
     }
 
     pub(crate) fn page(self) -> u64 {
-        self.0 & ((1 << PAGE_BITS) - 1)
+        self.0.get() & ((1 << PAGE_BITS) - 1)
     }
 }
 

@@ -17,6 +17,7 @@ use crate::order::{
 };
 use crate::page::{ArenaId, DomainId, MmId, PAGE_SIZE, PageRun, Slot};
 use crate::store::SlotStore;
+use smallvec::{SmallVec, smallvec};
 use std::collections::BTreeMap;
 
 /// A merged page in the making.
@@ -25,7 +26,7 @@ pub(crate) struct Founding {
     /// The page that waited in the unstable tree.
     partner: ItemRef,
     /// The page that gives its bytes, and those that joined since.
-    waiting: Vec<ItemRef>,
+    waiting: SmallVec<[ItemRef; 1]>,
 }
 
 /// What is to be ordered from one agent.
@@ -76,7 +77,7 @@ impl<S: SlotStore> Engine<S> {
             node,
             Founding {
                 partner,
-                waiting: vec![item],
+                waiting: smallvec![item],
             },
         );
         self.attach(partner, node);

@@ -19,6 +19,9 @@ use std::time::Duration;
 const WINDOW: usize = 8;
 /// The most pages, present or not, that one visit looks at.
 const MAX_STRIDE: u64 = 1 << 20;
+/// Merged pages in the making beyond which no further page is looked at: donations are slower than visits, and what
+/// waits for them takes memory.
+const MOST_FOUNDINGS: usize = 4096;
 /// The shortest sleep after a batch that found no page at all.
 const IDLE_SLEEP: Duration = Duration::from_millis(4);
 
@@ -173,6 +176,13 @@ impl<S: SlotStore> Engine<S> {
         true
     }
 
+    fn foundings(&self) -> usize {
+        self.domains
+            .values()
+            .map(|domain| domain.foundings.len())
+            .sum()
+    }
+
     fn start_scan(&mut self) {
         self.advisor.scan_starts(self.now);
         for domain in self.domains.values_mut() {
@@ -226,6 +236,9 @@ impl<S: SlotStore> Engine<S> {
         self.list.finish();
         self.tally.full_scans += 1;
         self.advise();
+        for domain in self.domains.values_mut() {
+            domain.unstable.give_back_memory();
+        }
         self.release_arenas();
         self.retire_sparse_arenas();
     }
@@ -239,6 +252,9 @@ impl<S: SlotStore> Engine<S> {
             };
             let bounded_out = matches!(self.steps.back(), Some(Step::Visit { bounded: true, .. }));
             if batch.complete || batch.budget == 0 || bounded_out || self.steps.len() >= WINDOW {
+                return any;
+            }
+            if self.foundings() >= MOST_FOUNDINGS {
                 return any;
             }
             let budget = batch.budget;

@@ -6,6 +6,7 @@
 //! itself never holds one content twice, and a look-up costs the same however many dups there are.
 
 use super::items::ItemRef;
+use super::slab::Slab;
 use super::unstable::hash_of;
 use crate::page::{Digest, Slot};
 use hashbrown::HashTable;
@@ -63,10 +64,8 @@ impl SearchRules {
 /// All merged pages of a domain.
 #[derive(Debug, Default)]
 pub(crate) struct StableTree {
-    nodes: Vec<Option<StableNode>>,
-    free_nodes: Vec<NodeId>,
-    chains: Vec<Option<Chain>>,
-    free_chains: Vec<u32>,
+    nodes: Slab<StableNode>,
+    chains: Slab<Chain>,
     index: HashTable<Root>,
     /// Chains that have lost all dups but one, or all.
     short_chains: Vec<u32>,
@@ -77,7 +76,7 @@ pub(crate) struct StableTree {
 impl StableTree {
     /// Chain heads in the tree (`stable_node_chains`).
     pub(crate) fn chain_count(&self) -> u64 {
-        (self.chains.len() - self.free_chains.len()) as u64
+        self.chains.len() as u64
     }
 
     /// Nodes below chain heads (`stable_node_dups`).
@@ -92,33 +91,30 @@ impl StableTree {
 
     /// All nodes.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (NodeId, &StableNode)> {
-        (0..)
-            .map(NodeId)
-            .zip(&self.nodes)
-            .filter_map(|(id, node)| Some((id, node.as_ref()?)))
+        self.nodes.iter().map(|(id, node)| (NodeId(id), node))
     }
 
     pub(crate) fn node(&self, id: NodeId) -> &StableNode {
-        self.nodes[id.0 as usize]
-            .as_ref()
+        self.nodes
+            .get(id.0)
             .expect("node ids are given up with their node")
     }
 
     pub(crate) fn node_mut(&mut self, id: NodeId) -> &mut StableNode {
-        self.nodes[id.0 as usize]
-            .as_mut()
+        self.nodes
+            .get_mut(id.0)
             .expect("node ids are given up with their node")
     }
 
     fn chain(&self, id: u32) -> &Chain {
-        self.chains[id as usize]
-            .as_ref()
+        self.chains
+            .get(id)
             .expect("chain ids are given up with their chain")
     }
 
     fn chain_mut(&mut self, id: u32) -> &mut Chain {
-        self.chains[id as usize]
-            .as_mut()
+        self.chains
+            .get_mut(id)
             .expect("chain ids are given up with their chain")
     }
 
@@ -165,7 +161,7 @@ impl StableTree {
     /// that comes does it to all.
     fn dissolve_short_chains(&mut self) {
         for id in std::mem::take(&mut self.short_chains) {
-            let Some(chain) = &self.chains[id as usize] else {
+            let Some(chain) = self.chains.get(id) else {
                 continue;
             };
             match chain.dups[..] {
@@ -216,8 +212,7 @@ impl StableTree {
             self.node_mut(heir).chain = None;
             self.dups -= 1;
         }
-        self.chains[chain as usize] = None;
-        self.free_chains.push(chain);
+        self.chains.remove(chain);
     }
 
     /// Adds a merged page without items; beside one of equal content it becomes a dup, at the head of the chain.
@@ -229,13 +224,7 @@ impl StableTree {
             items: SmallVec::new(),
             mapped: 0,
         };
-        let id = if let Some(id) = self.free_nodes.pop() {
-            self.nodes[id.0 as usize] = Some(node);
-            id
-        } else {
-            self.nodes.push(Some(node));
-            NodeId(u32::try_from(self.nodes.len() - 1).expect("fewer than 2^32 merged pages"))
-        };
+        let id = NodeId(self.nodes.insert(node));
         let Some(root) = self.root_but(&digest, id) else {
             self.set_root(&digest, Some(Root::Node(id)));
             return id;
@@ -261,13 +250,7 @@ impl StableTree {
             pruned: now,
             dups: vec![first],
         };
-        let id = if let Some(id) = self.free_chains.pop() {
-            self.chains[id as usize] = Some(chain);
-            id
-        } else {
-            self.chains.push(Some(chain));
-            u32::try_from(self.chains.len() - 1).expect("fewer than 2^32 chains")
-        };
+        let id = self.chains.insert(chain);
         self.set_root(&digest, Some(Root::Chain(id)));
         self.node_mut(first).chain = Some(id);
         self.dups += 1;
@@ -290,21 +273,15 @@ impl StableTree {
                 self.set_root(&digest, None);
             }
         }
-        self.free_nodes.push(id);
-        self.nodes[id.0 as usize]
-            .take()
-            .expect("it was there above")
+        self.nodes.remove(id.0).expect("it was there above")
     }
 
     /// Removes chain heads that have no dups left.
     pub(crate) fn remove_empty_chains(&mut self) {
-        for id in 0..u32::try_from(self.chains.len()).expect("chain ids are 32 bits") {
-            if self.chains[id as usize]
-                .as_ref()
-                .is_some_and(|chain| chain.dups.is_empty())
-            {
-                self.remove_chain(id, None);
-            }
+        let empty = |(id, chain): (u32, &Chain)| chain.dups.is_empty().then_some(id);
+        let empty: Vec<u32> = self.chains.iter().filter_map(empty).collect();
+        for chain in empty {
+            self.remove_chain(chain, None);
         }
     }
 }

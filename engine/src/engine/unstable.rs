@@ -5,6 +5,7 @@
 //! digest of each calm page, so that a page that did not change need not be hashed again.
 
 use super::items::ItemRef;
+use super::slab::Slab;
 use crate::page::Digest;
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
@@ -18,8 +19,7 @@ struct Known {
 /// The index, and the digests of all calm pages that are not merged.
 #[derive(Debug, Default)]
 pub(crate) struct UnstableTree {
-    known: Vec<Known>,
-    free: Vec<u32>,
+    known: Slab<Known>,
     index: HashTable<u32>,
 }
 
@@ -44,36 +44,36 @@ impl UnstableTree {
         self.index.clear();
     }
 
+    /// Gives back memory that only a burst of digests needed.
+    pub(crate) fn give_back_memory(&mut self) {
+        if self.known.len() == 0 {
+            self.index = HashTable::default();
+        }
+    }
+
     /// Remembers the digest of a page; returns the entry.
     pub(crate) fn remember(&mut self, digest: Digest, item: ItemRef) -> u32 {
-        let known = Known { digest, item };
-        if let Some(entry) = self.free.pop() {
-            self.known[entry as usize] = known;
-            entry
-        } else {
-            self.known.push(known);
-            u32::try_from(self.known.len() - 1).expect("fewer than 2^32 pages")
-        }
+        self.known.insert(Known { digest, item })
     }
 
     /// Forgets a digest; its item must not be in the tree.
     pub(crate) fn forget(&mut self, entry: u32) {
-        self.free.push(entry);
+        self.known.remove(entry);
     }
 
     /// Digests remembered.
     pub(crate) fn len(&self) -> u64 {
-        (self.known.len() - self.free.len()) as u64
+        self.known.len() as u64
     }
 
     /// The item of an entry.
     pub(crate) fn item(&self, entry: u32) -> ItemRef {
-        self.known[entry as usize].item
+        entry_of(&self.known, entry).item
     }
 
     /// The digest of an entry.
     pub(crate) fn digest(&self, entry: u32) -> Digest {
-        self.known[entry as usize].digest
+        entry_of(&self.known, entry).digest
     }
 
     /// Looks for a page with the digest of `entry`; puts the page of `entry` into the tree if there is none.
@@ -82,11 +82,11 @@ impl UnstableTree {
         let known = &self.known;
         let slot = self.index.entry(
             hash_of(&digest),
-            |other| known[*other as usize].digest == digest,
-            |other| hash_of(&known[*other as usize].digest),
+            |other| entry_of(known, *other).digest == digest,
+            |other| hash_of(&entry_of(known, *other).digest),
         );
         match slot {
-            Entry::Occupied(found) => Found::Equal(known[*found.get() as usize].item),
+            Entry::Occupied(found) => Found::Equal(entry_of(known, *found.get()).item),
             Entry::Vacant(place) => {
                 place.insert(entry);
                 Found::Inserted
@@ -101,4 +101,10 @@ impl UnstableTree {
             found.remove();
         }
     }
+}
+
+fn entry_of(known: &Slab<Known>, entry: u32) -> &Known {
+    known
+        .get(entry)
+        .expect("an entry lives as long as its item knows of it")
 }
