@@ -25,7 +25,11 @@ fn a_full_map_table_only_stops_merging() {
     daemon.scan_fast();
     daemon.wait_scans(5);
     let held_back = workers[0].ask("held-back-by-maps");
-    assert_eq!(workers[0].merged(), 0, "{maps} maps taken, {held_back} pages held back");
+    assert_eq!(
+        workers[0].merged(),
+        0,
+        "{maps} maps taken, {held_back} pages held back"
+    );
     workers.iter_mut().for_each(Worker::verify);
     workers[0].ask("let-go");
     until_true("merging once there is room", || {

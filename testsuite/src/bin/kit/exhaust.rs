@@ -20,7 +20,8 @@ impl Hoard {
         while let Ok(page) = testsuite::sys::OnePage::map(self.maps.len().is_multiple_of(2)) {
             self.maps.push(page);
         }
-        self.maps.truncate(self.maps.len().saturating_sub(OWN_NEEDS));
+        self.maps
+            .truncate(self.maps.len().saturating_sub(OWN_NEEDS));
         Ok(self.maps.len())
     }
 
