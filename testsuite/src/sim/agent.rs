@@ -274,7 +274,6 @@ impl Process {
         }
         let foreign = false;
         self.pages.insert(page, Page::Merged { frame, foreign });
-        self.inherited.remove(&page);
         Outcome::Done
     }
 }

@@ -96,11 +96,16 @@ impl SlotStore for ModelStore {
             open: true,
             released: false,
         };
-        let old = self
-            .arenas
-            .borrow_mut()
-            .arenas
-            .insert((self.daemon, arena), new);
+        let arenas = &mut self.arenas.borrow_mut().arenas;
+        let filling = arenas
+            .iter()
+            .filter(|((daemon, _), _)| *daemon == self.daemon)
+            .find(|(_, other)| other.domain == domain && other.open && !other.released);
+        assert!(
+            filling.is_none(),
+            "{arena:?} is made before {filling:?} is finished"
+        );
+        let old = arenas.insert((self.daemon, arena), new);
         assert!(old.is_none(), "{arena:?} is made twice");
         Ok(())
     }

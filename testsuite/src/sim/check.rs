@@ -4,6 +4,7 @@
 //! of the processes hold.
 
 use super::arenas::{Arenas, Frame};
+use super::play::DOMAINS;
 use super::process::{Page, Process};
 use super::{Content, World};
 use ksm_engine::page::{ArenaId, DomainId};
@@ -53,8 +54,10 @@ fn of_own_domain(process: &Process, frame: Frame, arenas: &Arenas) {
 /// What one domain is left with.
 #[derive(Debug, Default)]
 struct Recount {
-    /// Sharers of each slot, and what it holds.
+    /// Sharers of each slot.
     sharers: BTreeMap<Frame, u64>,
+    /// Those of them that were ordered to share it.
+    invited: BTreeMap<Frame, u64>,
     /// Pages (process and number) that could merge and are not merged, by content.
     alone: BTreeMap<Content, Vec<(u32, u64)>>,
 }
@@ -160,10 +163,10 @@ impl World {
         let chains = domains.values().map(|d| d.chains(&arenas));
         let chains = chains.fold((0, 0), |sum, (heads, dups)| (sum.0 + heads, sum.1 + dups));
         let counted = (counters.stable_node_chains, counters.stable_node_dups);
-        if domains.values().all(|d| alone(d) > 0) {
+        if domains.len() == DOMAINS as usize && domains.values().all(|d| alone(d) > 0) {
             assert_eq!(counted, chains, "chains and dups");
         } else {
-            // Chains that have become short are dissolved by the next search, and there was none.
+            // Chains that have become short are dissolved by the next search in their domain, and there was none.
             assert!(
                 counted >= chains,
                 "{counted:?} chains and dups, not {chains:?}"
@@ -213,6 +216,9 @@ impl World {
                     let known = frame.daemon == self.daemon && !foreign;
                     if known && !arenas.arena(frame).released {
                         *recount.sharers.entry(frame).or_default() += 1;
+                        if self.must_be_counted(process, *page, frame) {
+                            *recount.invited.entry(frame).or_default() += 1;
+                        }
                         merged += 1;
                         items += 1;
                     }
@@ -233,6 +239,12 @@ impl World {
     /// Of each content, at most one page may be left alone, and only if no slot has room for it.
     fn all_merged(&self, domain: DomainId, recount: &Recount, arenas: &Arenas) {
         let limit = u64::from(self.engine.knobs().max_page_sharing);
+        for (frame, invited) in &recount.invited {
+            assert!(
+                *invited <= limit,
+                "{frame:?} has {invited} sharers, and may have {limit}"
+            );
+        }
         for (content, alone) in &recount.alone {
             let zero_page = *content == Content::ZERO && self.engine.knobs().use_zero_pages;
             assert!(

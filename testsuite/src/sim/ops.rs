@@ -1,6 +1,7 @@
 //! What can happen on a host, as a list that can be drawn and shrunk.
 
 use super::knob::any_knob;
+use super::play::CONTENTS;
 use super::{Knob, Lie};
 use ksm_engine::order::Outcome;
 use proptest::prelude::*;
@@ -30,6 +31,8 @@ pub enum Op {
         len: u8,
         content: u8,
     },
+    /// The app writes all its pages, a few of each content.
+    Stir { process: u8, content: u8 },
     /// The app reads a page.
     Read { process: u8, page: u8 },
     /// `madvise(DONTNEED)`
@@ -110,7 +113,7 @@ pub fn any_op() -> impl Strategy<Value = Op> {
     let process = || any::<u8>();
     let page = || any::<u8>();
     let len = || 1u8..16;
-    let content = || 0u8..6;
+    let content = || 0u8..CONTENTS;
     let range = move || (process(), page(), len());
     prop_oneof![
         3 => (any::<u8>(), content()).prop_map(|(domain, content)| Op::Spawn { domain, content }),
@@ -125,6 +128,7 @@ pub fn any_op() -> impl Strategy<Value = Op> {
         6 => (range(), content()).prop_map(|((process, page, len), content)| Op::Fill {
             process, page, len, content,
         }),
+        3 => (process(), content()).prop_map(|(process, content)| Op::Stir { process, content }),
         4 => (process(), page()).prop_map(|(process, page)| Op::Read { process, page }),
         5 => range().prop_map(|(process, page, len)| Op::Discard { process, page, len }),
         3 => range().prop_map(|(process, page, len)| Op::Unmap { process, page, len }),
@@ -134,7 +138,7 @@ pub fn any_op() -> impl Strategy<Value = Op> {
         3 => (process(), page()).prop_map(|(process, page)| Op::Pin { process, page }),
         3 => process().prop_map(|process| Op::Unpin { process }),
         120 => process().prop_map(|process| Op::Obey { process }),
-        5 => (process(), 0u8..4, outcome()).prop_map(|(process, willing, refusal)| {
+        12 => (process(), 0u8..4, outcome()).prop_map(|(process, willing, refusal)| {
             Op::ObeyInPart { process, willing, refusal }
         }),
         2 => (process(), lie()).prop_map(|(process, lie)| Op::Lie { process, lie }),

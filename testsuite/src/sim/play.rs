@@ -1,7 +1,7 @@
 //! What each operation does to the world.
 
 use super::world::{MAX_PROCESSES, World};
-use super::{Content, Knob, Mood, Op};
+use super::{Content, Knob, Mood, Op, Process};
 use ksm_engine::page::{DomainId, PageRun};
 use std::time::Duration;
 
@@ -10,8 +10,9 @@ const FIRST_PAGE: u64 = 244;
 const PAGES: u64 = 24;
 /// Shorter than what the engine gives an agent to answer.
 const SOON: Duration = Duration::from_secs(1);
-const DOMAINS: u8 = 2;
-const CONTENTS: u64 = 6;
+pub(super) const DOMAINS: u32 = 2;
+/// Contents that processes write: few, so that pages are equal all the time.
+pub(super) const CONTENTS: u8 = 10;
 
 fn page(page: u8) -> u64 {
     FIRST_PAGE + u64::from(page) % PAGES
@@ -22,13 +23,21 @@ fn run(start: u8, len: u8) -> PageRun {
     PageRun::between(start, (start + u64::from(len)).min(FIRST_PAGE + PAGES))
 }
 
+/// Writes all pages, four of each content.
+fn stir(process: &mut Process, first: u8) {
+    for offset in 0..PAGES {
+        let content = (u64::from(first) + offset / 4) % u64::from(CONTENTS);
+        process.write(FIRST_PAGE + offset, Content(content));
+    }
+}
+
 impl World {
     /// Does `op`. Does nothing if there is nothing to do it to.
     pub fn play(&mut self, op: &Op) {
         match *op {
             Op::Spawn { domain, content } => {
                 if self.processes.len() < MAX_PROCESSES {
-                    self.start(DomainId((domain % DOMAINS).into()), content);
+                    self.start(DomainId(u32::from(domain) % DOMAINS), content);
                 }
             }
             Op::Settle => self.settle(),
@@ -50,6 +59,7 @@ impl World {
             | Op::Write { process, .. }
             | Op::Rewrite { process, .. }
             | Op::Fill { process, .. }
+            | Op::Stir { process, .. }
             | Op::Read { process, .. }
             | Op::Discard { process, .. }
             | Op::Unmap { process, .. }
@@ -72,10 +82,7 @@ impl World {
     fn start(&mut self, domain: DomainId, content: u8) {
         let at = self.spawn(domain);
         let process = &mut self.processes[at];
-        for offset in 0..PAGES {
-            let content = (u64::from(content) + offset / 4) % CONTENTS;
-            process.write(FIRST_PAGE + offset, Content(content));
-        }
+        stir(process, content);
         process.register(PageRun {
             start: FIRST_PAGE,
             len: PAGES,
@@ -137,6 +144,7 @@ impl World {
                     process.write(page, Content(content.into()));
                 }
             }
+            Op::Stir { content, .. } => stir(process, content),
             Op::Read { page: p, .. } => process.read(page(p)),
             Op::Discard { page, len, .. } => process.discard(run(page, len)),
             Op::Unmap { page, len, .. } => process.unmap(run(page, len)),

@@ -2,7 +2,7 @@
 
 use super::arenas::{Arenas, Frame};
 use super::{Content, Mood};
-use ksm_engine::order::{Order, OrderId};
+use ksm_engine::order::{Order, OrderId, Outcome};
 use ksm_engine::page::{DomainId, MmId, PageRun};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -229,6 +229,14 @@ impl Process {
             });
         let given = connection.orders.iter().map(|(_, _, given)| *given);
         answered.chain(given).min()
+    }
+
+    /// Its agent will not do any of its next order, for this reason.
+    pub fn refuse(&mut self, reason: Outcome) {
+        self.mood = Mood {
+            willing: Some(0),
+            refusal: Some(reason),
+        };
     }
 
     /// The app asks for merging.

@@ -18,6 +18,7 @@ fn run(len: u64) -> PageRun {
 fn scanning_world() -> World {
     let mut world = World::new(8);
     world.set(Knob::PagesToScan(1000));
+    world.set(Knob::SmartScan(false));
     world.set(Knob::Run(1));
     world
 }
@@ -90,6 +91,15 @@ fn an_answer_of_the_wrong_kind_does_not_stop_the_scan() {
     assert!(is_merged(&mut world, honest, PAGE));
 }
 
+#[test]
+fn a_report_that_names_a_page_twice_is_not_believed() {
+    let mut world = scanning_world();
+    let liar = start(&mut world, &[1]);
+    world.obey(liar, Some(Lie::Twice));
+    world.hear(liar);
+    assert_eq!(world.process(liar).mm(), None, "the daemon has hung up");
+}
+
 /// Pages `PAGE` and `PAGE + 1` are equal; the second one's bytes are on their way to a slot.
 fn about_to_merge() -> (World, usize) {
     let mut world = scanning_world();
@@ -126,6 +136,71 @@ fn pages_may_be_taken_out_while_they_merge() {
             world.check_settled();
         }
     }
+}
+
+/// The partner is mapped last of all, after the end of its process has been passed.
+#[test]
+fn a_page_may_be_taken_out_while_it_is_mapped() {
+    let mut world = scanning_world();
+    world.set(Knob::Run(0));
+    let a = world.spawn(DomainId(0));
+    world.connect(a);
+    // More regions than visits are ordered ahead.
+    for (content, page) in (0..12).map(|region| (1 + region / 2, PAGE + 2 * region)) {
+        world.process(a).write(page, Content(content));
+        world.process(a).register(PageRun {
+            start: page,
+            len: 1,
+        });
+        world.hear(a);
+    }
+    world.set(Knob::Run(1));
+    world.settle();
+    wake(&mut world);
+    let mut donated = false;
+    while !donated {
+        let order = world.next_order(a).expect("the scan goes on");
+        donated = matches!(order, Order::Donate { .. });
+        world.obey(a, None);
+        world.hear(a);
+    }
+    world.unregister(a, run(1));
+    world.settle();
+    world.check();
+    world.scan(2);
+    world.check_settled();
+}
+
+/// An arena is held for as long as one page is mapped to it, even if the engine has long moved on.
+#[test]
+fn a_page_that_cannot_follow_keeps_its_arena() {
+    let mut world = World::new(4);
+    world.set(Knob::PagesToScan(1000));
+    world.set(Knob::SmartScan(false));
+    world.set(Knob::Run(1));
+    let a = start(&mut world, &[1, 1, 2, 2, 3, 3, 4, 4]);
+    world.scan(2);
+    let before = world.process(a).page(PAGE);
+    for page in 2..8 {
+        world.process(a).write(PAGE + page, Content(100 + page));
+    }
+    let mut refused = 0;
+    for _ in 0..20 {
+        wake(&mut world);
+        while let Some(order) = world.next_order(a) {
+            if matches!(order, Order::Remap { .. }) && refused < 3 {
+                refused += 1;
+                world.process(a).refuse(Outcome::NoMaps);
+            }
+            world.obey(a, None);
+            world.hear(a);
+            world.check();
+        }
+    }
+    assert_eq!(refused, 3, "it is asked for again");
+    assert_ne!(world.process(a).page(PAGE), before, "at last it follows");
+    world.check_settled();
+    world.check_reclaimed();
 }
 
 #[test]
@@ -181,7 +256,8 @@ fn zero_pages_are_not_counted_where_nothing_is_mergeable() {
 fn a_count_of_zero_pages_may_be_absurd() {
     let mut world = scanning_world();
     world.set(Knob::UseZeroPages(true));
-    let liar = start(&mut world, &[]);
+    let liar = world.spawn(DomainId(0));
+    world.connect(liar);
     world.process(liar).register(run(3));
     world.hear(liar);
     // An empty report that is said twice claims -1 zero pages.
