@@ -89,6 +89,12 @@ fn an_answer_of_the_wrong_kind_does_not_stop_the_scan() {
     world.obey(liar, Some(Lie::OtherKind));
     world.scan(4);
     assert!(is_merged(&mut world, honest, PAGE));
+
+    let (mut world, liar) = about_to_merge();
+    let honest = start(&mut world, &[2, 2]);
+    world.obey(liar, Some(Lie::OtherKind));
+    world.scan(4);
+    assert!(is_merged(&mut world, honest, PAGE));
 }
 
 #[test]
