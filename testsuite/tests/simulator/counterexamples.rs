@@ -94,6 +94,7 @@ fn an_answer_of_the_wrong_kind_does_not_stop_the_scan() {
     let honest = start(&mut world, &[2, 2]);
     world.obey(liar, Some(Lie::OtherKind));
     world.scan(4);
+    world.check();
     assert!(is_merged(&mut world, honest, PAGE));
 }
 
