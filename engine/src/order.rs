@@ -332,4 +332,7 @@ pub enum ReportRef<'a> {
 pub trait Donation {
     /// Copies page `index` of the donation buffer.
     fn copy_page(&self, index: usize, into: &mut PageBytes);
+
+    /// Everything in the buffer has been copied and no further donation is due: its memory may be given back.
+    fn free(&self) {}
 }

@@ -249,6 +249,10 @@ impl<S: SlotStore> Engine<S> {
                 None => self.give_up(id, *node, Outcome::NoMemory),
             }
         }
+        let more = |plan: &Plan| !plan.donate.is_empty();
+        if !self.plans.get(&id).is_some_and(more) {
+            donation.free();
+        }
         Ok(())
     }
 

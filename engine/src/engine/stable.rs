@@ -47,6 +47,32 @@ enum Root {
     Chain(u32),
 }
 
+/// A root in four bytes: there is one for each merged content.
+#[derive(Clone, Copy, Debug)]
+struct PackedRoot(u32);
+
+const CHAIN: u32 = 1 << 31;
+
+impl PackedRoot {
+    fn pack(root: Root) -> Self {
+        match root {
+            Root::Node(NodeId(id)) => {
+                assert!(id & CHAIN == 0, "fewer than 2^31 merged pages");
+                Self(id)
+            }
+            Root::Chain(id) => Self(id | CHAIN),
+        }
+    }
+
+    fn unpack(self) -> Root {
+        if self.0 & CHAIN == 0 {
+            Root::Node(NodeId(self.0))
+        } else {
+            Root::Chain(self.0 & !CHAIN)
+        }
+    }
+}
+
 /// The limits that a search goes by.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SearchRules {
@@ -66,7 +92,7 @@ impl SearchRules {
 pub(crate) struct StableTree {
     nodes: Slab<StableNode>,
     chains: Slab<Chain>,
-    index: HashTable<Root>,
+    index: HashTable<PackedRoot>,
     /// Chains that have lost all dups but one, or all.
     short_chains: Vec<u32>,
     dups: u64,
@@ -126,22 +152,21 @@ impl StableTree {
     }
 
     fn root(&self, digest: &Digest) -> Option<Root> {
+        let same = |root: &PackedRoot| self.root_digest(root.unpack()) == *digest;
         self.index
-            .find(hash_of(digest), |root| self.root_digest(*root) == *digest)
-            .copied()
+            .find(hash_of(digest), same)
+            .map(|root| root.unpack())
     }
 
     fn set_root(&mut self, digest: &Digest, new: Option<Root>) {
         let mut index = std::mem::take(&mut self.index);
-        if let Ok(old) =
-            index.find_entry(hash_of(digest), |root| self.root_digest(*root) == *digest)
-        {
+        let same = |root: &PackedRoot| self.root_digest(root.unpack()) == *digest;
+        if let Ok(old) = index.find_entry(hash_of(digest), same) {
             old.remove();
         }
         if let Some(new) = new {
-            index.insert_unique(hash_of(digest), new, |root| {
-                hash_of(&self.root_digest(*root))
-            });
+            let hash = |root: &PackedRoot| hash_of(&self.root_digest(root.unpack()));
+            index.insert_unique(hash_of(digest), PackedRoot::pack(new), hash);
         }
         self.index = index;
     }

@@ -6,7 +6,7 @@
 
 use ksm_engine::order::{DONATION_PAGES, Donation};
 use ksm_engine::page::{PAGE_SIZE, PageBytes};
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -61,6 +61,13 @@ impl Donation for DonationBuffer {
             }
         }
     }
+
+    fn free(&self) {
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let bytes = DONATION_PAGES * PAGE_SIZE;
+        // A peer may have forbidden it, by sealing: then it is his memory that stays in use.
+        let _ = rustix::fs::fallocate(&self.memfd, punch, 0, bytes as u64);
+    }
 }
 
 #[cfg(test)]
@@ -82,6 +89,15 @@ mod tests {
         assert_eq!(page, [7; PAGE_SIZE]);
         buffer.copy_page(0, &mut page);
         assert_eq!(page, [0; PAGE_SIZE]);
+    }
+
+    #[test]
+    fn a_freed_buffer_holds_no_memory() {
+        let buffer = DonationBuffer::new().unwrap();
+        rustix::io::pwrite(buffer.descriptor(), &[7; PAGE_SIZE], 0).unwrap();
+        assert!(rustix::fs::fstat(buffer.descriptor()).unwrap().st_blocks > 0);
+        buffer.free();
+        assert_eq!(rustix::fs::fstat(buffer.descriptor()).unwrap().st_blocks, 0);
     }
 
     #[test]
