@@ -268,7 +268,7 @@ impl<S: SlotStore> Engine<S> {
         donation: &dyn Donation,
     ) -> Result<(), ReportError> {
         if let Some(mm) = self.mms.get_mut(mm) {
-            mm.silent = false;
+            mm.silent_since = None;
         }
         let Some(sent) = self.outbox.answered(id, mm) else {
             // Late: its time was up, and it has been counted as lost.
@@ -329,7 +329,7 @@ impl<S: SlotStore> Engine<S> {
         for mm in self.outbox.overdue(self.now) {
             log::warn!("an agent does not answer: its pages are passed over until it does");
             if let Some(mm) = self.mms.get_mut(mm) {
-                mm.silent = true;
+                mm.silent_since = Some(self.now);
             }
             self.lose_orders(mm);
         }

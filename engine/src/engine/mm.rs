@@ -4,6 +4,10 @@ use super::items::ItemTable;
 use crate::order::VISIT_PAGES;
 use crate::page::{DomainId, MmId, PageRun};
 use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// How long an agent that did not answer is given no orders.
+const FORGIVEN_AFTER: Duration = Duration::from_secs(60);
 
 /// One address space.
 #[derive(Debug)]
@@ -19,7 +23,7 @@ pub(crate) struct Mm {
     /// Its agent is gone; the next scan frees its items.
     pub(crate) exiting: bool,
     /// Its agent let an order's time run out; no orders until it is heard of again.
-    pub(crate) silent: bool,
+    pub(crate) silent_since: Option<Duration>,
     /// Ranges were taken out since the last scan passed.
     pub(crate) shrunk: bool,
     /// How many pages the next visit asks to look at.
@@ -37,7 +41,7 @@ impl Mm {
             merging: 0,
             zero_pages: 0,
             exiting: false,
-            silent: false,
+            silent_since: None,
             shrunk: false,
             stride: VISIT_PAGES.into(),
             donating: false,
@@ -46,7 +50,17 @@ impl Mm {
 
     /// Whether orders can be sent.
     pub(crate) fn answers(&self) -> bool {
-        !self.exiting && !self.silent
+        !self.exiting && self.silent_since.is_none()
+    }
+
+    /// Tries an agent again that was silent for long: what it did not answer may never have reached it.
+    pub(crate) fn forgive(&mut self, now: Duration) {
+        if self
+            .silent_since
+            .is_some_and(|since| now >= since + FORGIVEN_AFTER)
+        {
+            self.silent_since = None;
+        }
     }
 
     /// Makes `run` mergeable.
@@ -133,6 +147,10 @@ impl MmTable {
 
     pub(crate) fn get_mut(&mut self, id: MmId) -> Option<&mut Mm> {
         self.mms.get_mut(&id)
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Mm> {
+        self.mms.values_mut()
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (MmId, &Mm)> {
@@ -238,6 +256,17 @@ mod tests {
         assert_eq!(mm.mergeable_from(12), Some(run(12, 3)));
         assert_eq!(mm.mergeable_from(15), Some(run(20, 20)));
         assert_eq!(mm.mergeable_from(40), None);
+    }
+
+    #[test]
+    fn a_silent_agent_is_tried_again_after_a_while() {
+        let mut mm = Mm::new(DomainId(0));
+        let silent = Duration::from_secs(5);
+        mm.silent_since = Some(silent);
+        mm.forgive(silent + FORGIVEN_AFTER - Duration::from_millis(1));
+        assert!(!mm.answers());
+        mm.forgive(silent + FORGIVEN_AFTER);
+        assert!(mm.answers());
     }
 
     #[test]

@@ -185,6 +185,9 @@ impl<S: SlotStore> Engine<S> {
 
     fn start_scan(&mut self) {
         self.advisor.scan_starts(self.now);
+        for mm in self.mms.iter_mut() {
+            mm.forgive(self.now);
+        }
         for domain in self.domains.values_mut() {
             domain.unstable.reset();
         }
