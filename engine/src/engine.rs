@@ -401,6 +401,12 @@ impl<S: SlotStore> Engine<S> {
         }
     }
 
+    /// Scans of everything since the start or since the last unmerge.
+    #[must_use]
+    pub fn full_scans(&self) -> u64 {
+        self.tally.full_scans
+    }
+
     /// Dups that searches of chains have looked at, ever: the cost of a search, in steps.
     #[must_use]
     pub fn search_steps(&self) -> u64 {

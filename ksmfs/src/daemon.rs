@@ -10,6 +10,7 @@ mod listener;
 mod outbox;
 mod peers;
 mod regions;
+mod sys;
 mod talk;
 
 use crate::mailbox::{Inbox, Request, WriteReply};
@@ -118,6 +119,7 @@ impl Daemon {
     /// Runs until [`Request::Stop`].
     pub fn run(mut self) {
         let mut buffer = Box::new(MessageBuffer([0; MAX_MESSAGE]));
+        let mut trimmer = sys::Trimmer::new();
         loop {
             let ready = self.wait(self.patience());
             let posted = ready.contains(&INBOX);
@@ -143,6 +145,7 @@ impl Daemon {
             self.engine.advance(self.started.elapsed());
             self.send_orders(&mut buffer);
             self.answer_writers();
+            trimmer.trim(self.engine.full_scans());
         }
     }
 

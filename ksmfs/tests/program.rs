@@ -151,6 +151,49 @@ fn a_user_without_the_device_is_told_what_is_missing() {
     assert!(!scratch.socket().exists() && !scratch.is_mounted());
 }
 
+/// What `mount` says where `/dev` holds only what `devices` makes (a shell command).
+fn refused_with_devices(devices: &str) -> String {
+    let scratch = Scratch::new();
+    let (program, directory, socket) = (program(), scratch.mountpoint(), scratch.socket());
+    let script = format!(
+        "mount -t tmpfs none /dev && {devices} && exec {} mount {} --socket {}",
+        program.to_str().unwrap(),
+        directory.to_str().unwrap(),
+        socket.to_str().unwrap(),
+    );
+    let output = Command::new("unshare")
+        .args(["--mount", "sh", "-c", &script])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(!is_live(&directory) && !socket.exists());
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let said: Vec<_> = stderr
+        .lines()
+        .filter(|line| line.starts_with("ksmfs: "))
+        .collect();
+    assert_eq!(said.len(), 1, "{stderr}");
+    said.join("")
+}
+
+#[test]
+fn missing_devices_and_old_kernels_are_named_and_nothing_is_left() {
+    let fuse = "mknod /dev/fuse c 10 229";
+    let line = refused_with_devices("true");
+    assert!(
+        line.contains("/dev/fuse") || line.contains("/dev/userfaultfd"),
+        "{line}"
+    );
+    let line = refused_with_devices(fuse);
+    assert!(line.contains("/dev/userfaultfd"), "{line}");
+    // A device that knows nothing of userfaultfds, as a kernel that cannot move pages.
+    let line = refused_with_devices(&format!("{fuse} && mknod /dev/userfaultfd c 1 3"));
+    assert!(
+        line.contains("6.8") || line.contains("userfaultfd"),
+        "{line}"
+    );
+}
+
 #[test]
 fn sigterm_and_sigint_leave_neither_mount_nor_socket() {
     for signal in [Signal::TERM, Signal::INT] {

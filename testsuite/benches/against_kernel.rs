@@ -47,8 +47,6 @@ struct Figures {
     cpu: f64,
     /// Memory of the processes and of what merges them, after / before.
     memory: f64,
-    /// The same from the machine's MemAvailable.
-    available: f64,
     /// Busy seconds of one more full scan when nothing changes, with smart_scan off.
     rescan: f64,
 }
@@ -92,7 +90,6 @@ fn our_round(options: &Options) -> std::io::Result<Figures> {
 }
 
 fn measure(options: &Options, ksm: &Path, socket: &str, daemon: Option<u32>) -> Figures {
-    let available_at_first = available();
     let workers: Vec<Worker> = (0..options.processes)
         .map(|_| Worker::start(socket, options.mib))
         .collect();
@@ -102,7 +99,7 @@ fn measure(options: &Options, ksm: &Path, socket: &str, daemon: Option<u32>) -> 
             .expect("own processes")
             .total()
     };
-    let (before, available_loaded) = (footprint(), available());
+    let before = footprint();
     let knob = |file, value| write_knob(ksm, file, value).expect("a knob");
     let counter = |file: &str| {
         let text = std::fs::read_to_string(ksm.join(file)).expect("a counter");
@@ -139,14 +136,11 @@ fn measure(options: &Options, ksm: &Path, socket: &str, daemon: Option<u32>) -> 
     knob("run", "0");
     let after = kernel_saving(daemon, counter("pages_sharing"))
         .map_or_else(footprint, |saved| before - saved);
-    let taken = |now: u64| available_at_first.saturating_sub(now);
-    let available = ratio(taken(available()), taken(available_loaded));
     drop(workers);
     Figures {
         seconds,
         cpu,
         memory: ratio(after, before),
-        available,
         rescan,
     }
 }
@@ -198,30 +192,20 @@ fn busy() -> f64 {
     seconds
 }
 
-/// MemAvailable in bytes.
-fn available() -> u64 {
-    use procfs::Current;
-    procfs::Meminfo::current()
-        .expect("/proc/meminfo")
-        .mem_available
-        .unwrap_or(0)
-}
-
 #[expect(clippy::cast_precision_loss, reason = "for reading")]
 fn ratio(a: u64, b: u64) -> f64 {
     a as f64 / b as f64
 }
 
-const NAMES: [&str; 5] = [
+const NAMES: [&str; 4] = [
     "time to converge, s",
     "CPU to converge, s",
     "memory after / before",
-    "the same by MemAvailable",
     "CPU of a further scan, s",
 ];
 
-fn row(f: &Figures) -> [f64; 5] {
-    [f.seconds, f.cpu, f.memory, f.available, f.rescan]
+fn row(f: &Figures) -> [f64; 4] {
+    [f.seconds, f.cpu, f.memory, f.rescan]
 }
 
 fn rows(figures: &[Figures]) -> serde_json::Value {

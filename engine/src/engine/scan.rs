@@ -16,12 +16,12 @@ use crate::store::SlotStore;
 use std::time::Duration;
 
 /// Visits that may be out at one time.
-const WINDOW: usize = 8;
+const WINDOW: usize = 6;
 /// The most pages, present or not, that one visit looks at.
 const MAX_STRIDE: u64 = 1 << 20;
 /// Merged pages in the making beyond which no further page is looked at: donations are slower than visits, and what
 /// waits for them takes memory.
-const MOST_FOUNDINGS: usize = 4096;
+const MOST_FOUNDINGS: usize = 1024;
 /// The shortest sleep after a batch that found no page at all.
 const IDLE_SLEEP: Duration = Duration::from_millis(4);
 
