@@ -2,8 +2,7 @@
 //!
 //! A page that is checked must be checked in all its bytes: a lost write may hide anywhere.
 
-/// Bytes in a page.
-pub const PAGE_SIZE: usize = 4096;
+pub use ksm_engine::page::PAGE_SIZE;
 
 /// Fills a page with the content of number `id`; 0 is the zero page.
 pub fn fill(page: &mut [u8], id: u64) {

@@ -2,13 +2,12 @@
 #![allow(unsafe_code)]
 
 use ksm_client::Client;
+use ksm_engine::page::PAGE_SIZE;
 use rustix::fd::AsFd;
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 use std::ffi::c_void;
 use std::io;
-
-const PAGE_SIZE: usize = 4096;
 
 /// Has the kernel kill this process when its parent dies.
 pub fn end_with_parent() {

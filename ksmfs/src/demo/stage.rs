@@ -1,6 +1,7 @@
 //! What the demo plays on: a directory, a daemon, workers. All of it is gone when the stage is dropped.
 
 use super::DemoError;
+use ksm_engine::page::PAGE_SIZE;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -39,7 +40,7 @@ impl Loaded {
 
     /// Pages that at least become sharing: all but the first copy of the files.
     pub(super) fn mergeable_pages(&self, workers: u32) -> u64 {
-        self.shared / 4096 * u64::from(workers - 1)
+        self.shared / PAGE_SIZE as u64 * u64::from(workers - 1)
     }
 }
 

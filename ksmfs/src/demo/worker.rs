@@ -1,11 +1,11 @@
 //! A worker of the demo: an app that links the client, with memory that it can check byte by byte.
 
 use ksm_client::{Client, Config, MergeableRegion};
+use ksm_engine::page::PAGE_SIZE;
 use std::fs::File;
 use std::io::{self, BufRead, Read, Write};
 use std::path::{Path, PathBuf};
 
-const PAGE_SIZE: usize = 4096;
 /// Pages that belong to one worker alone.
 const OWN_PAGES: usize = 4096;
 /// One page in so many is rewritten.
