@@ -6,7 +6,7 @@
 //! order it led to is answered. That is what makes the counters after each batch the kernel's.
 //!
 //! The parts: [`mm`] address spaces and cursor, [`items`] rmap items, [`stable`] and [`unstable`] the trees,
-//! [`arenas`] slots, [`scan`] batches, [`visit`] the merge routine, [`merge`] donations and mappings, [`retire`] moving
+//! [`arenas`] slots, [`scan`] batches, [`visits`] what they look at, [`visit`] the merge routine, [`merge`] donations and mappings, [`retire`] moving
 //! out of sparse arenas, [`control`] knobs, [`advisor`], [`outbox`] orders.
 
 mod advisor;
@@ -23,6 +23,7 @@ mod slab;
 mod stable;
 mod unstable;
 mod visit;
+mod visits;
 
 use crate::digest::Salt;
 use crate::knobs::{KsmFile, WriteError};
@@ -140,7 +141,7 @@ pub struct Engine<S> {
     domains: BTreeMap<DomainId, Domain>,
     next_arena: u32,
     ksmd: Ksmd,
-    steps: VecDeque<scan::Step>,
+    steps: VecDeque<visits::Step>,
     plans: BTreeMap<MmId, merge::Plan>,
     outbox: Outbox,
     requests: VecDeque<control::Request>,
@@ -288,7 +289,7 @@ impl<S: SlotStore> Engine<S> {
                     digests,
                 },
             ) => {
-                let report = scan::Visited {
+                let report = visits::Visited {
                     end: *end,
                     zero_pages: *zero_pages,
                     runs: runs.to_vec(),

@@ -2,9 +2,9 @@
 
 use super::Engine;
 use super::items::{ItemRef, RmapItem, State};
-use super::scan::Visited;
 use super::stable::{NodeId, SearchRules};
 use super::unstable::Found;
+use super::visits::Visited;
 use crate::order::{Outcome, VisitState};
 use crate::page::{Digest, MmId, PAGE_SIZE, PageRun, Slot};
 use crate::store::SlotStore;

@@ -1,0 +1,314 @@
+//! Visits: ordered ahead of the page that is being decided on, so that agents work while the engine does, and several
+//! agents at the same time.
+//!
+//! Their reports are still taken in cursor order: the queue of [`Step`]s is that order.
+
+use super::Engine;
+use super::ReportError;
+use super::items::RmapItem;
+use super::mm::Mm;
+use super::outbox::Purpose;
+use super::scan::Ksmd;
+use crate::order::{MAX_RUNS, Order, OrderId, VISIT_PAGES, VisitRun, VisitState};
+use crate::page::{Digest, MmId, PageRun};
+use crate::store::SlotStore;
+
+/// Visits that may be out at one time.
+const WINDOW: usize = 6;
+/// The most pages, present or not, that one visit looks at.
+const MAX_STRIDE: u64 = 1 << 20;
+/// Merged pages in the making beyond which no further page is looked at: donations are slower than visits, and what
+/// waits for them takes memory.
+const MOST_FOUNDINGS: usize = 1024;
+
+/// What is left to be done in order.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// A visit, and its report once it is there.
+    Visit {
+        id: OrderId,
+        mm: MmId,
+        range: PageRun,
+        reserved: u64,
+        /// The next range begins where this visit ends.
+        bounded: bool,
+        outcome: VisitOutcome,
+    },
+    /// The end of an mm.
+    End(MmId),
+}
+
+/// How far a visit is.
+#[derive(Debug)]
+pub(crate) enum VisitOutcome {
+    Waiting,
+    Arrived(Visited),
+    Failed,
+}
+
+/// The report on a visit.
+#[derive(Debug)]
+pub(crate) struct Visited {
+    pub(crate) end: u64,
+    pub(crate) zero_pages: u64,
+    pub(crate) runs: Vec<VisitRun>,
+    pub(crate) digests: Vec<Digest>,
+}
+
+impl Visited {
+    /// Pages that count for the batch.
+    fn counted(&self) -> u64 {
+        let counts = |run: &&VisitRun| run.state != VisitState::Skipped as u32;
+        self.runs
+            .iter()
+            .filter(counts)
+            .map(|run| u64::from(run.len))
+            .sum()
+    }
+}
+impl<S: SlotStore> Engine<S> {
+    fn foundings(&self) -> usize {
+        self.domains
+            .values()
+            .map(|domain| domain.foundings.len())
+            .sum()
+    }
+
+    /// Orders visits as far as the budget and the window allow. Returns whether any step was added.
+    pub(super) fn order_visits(&mut self) -> bool {
+        let mut any = false;
+        loop {
+            let Ksmd::Batch(batch) = &self.ksmd else {
+                return any;
+            };
+            let bounded_out = matches!(self.steps.back(), Some(Step::Visit { bounded: true, .. }));
+            if batch.complete || batch.budget == 0 || bounded_out || self.steps.len() >= WINDOW {
+                return any;
+            }
+            if self.foundings() >= MOST_FOUNDINGS {
+                return any;
+            }
+            let budget = batch.budget;
+            any = true;
+            let Some(id) = self.list.current() else {
+                if self.steps.is_empty() {
+                    self.batch_mut().complete = true;
+                }
+                return false;
+            };
+            let page = self.list.page;
+            let rest = self
+                .mms
+                .get(id)
+                .filter(|mm| mm.answers())
+                .and_then(|mm| Some((mm.mergeable_from(page)?, mm.stride)));
+            let Some((rest, stride)) = rest else {
+                self.steps.push_back(Step::End(id));
+                self.list.next_mm();
+                continue;
+            };
+            let range = PageRun {
+                start: rest.start,
+                len: rest.len.min(stride),
+            };
+            self.order_visit(id, range, budget);
+        }
+    }
+    fn order_visit(&mut self, id: MmId, range: PageRun, budget: u64) {
+        let limit = VISIT_PAGES.min(u32::try_from(budget).unwrap_or(u32::MAX));
+        let reserved = u64::from(limit).min(range.len);
+        let bounded = range.len > u64::from(limit);
+        if !bounded {
+            self.list.page = range.end();
+        }
+        self.batch_mut().budget -= reserved;
+        let step = self.visit_step(id, range, limit, reserved, bounded);
+        self.steps.push_back(step);
+    }
+
+    fn visit_step(
+        &mut self,
+        mm: MmId,
+        range: PageRun,
+        limit: u32,
+        reserved: u64,
+        bounded: bool,
+    ) -> Step {
+        let skip = match self.mms.get(mm) {
+            Some(mm) if self.knobs.smart_scan => skip_list(mm, range),
+            _ => Vec::new(),
+        };
+        let order = Order::Visit { range, limit, skip };
+        let id = self.outbox.send(mm, order, Purpose::Visit, self.now);
+        Step::Visit {
+            id,
+            mm,
+            range,
+            reserved,
+            bounded,
+            outcome: VisitOutcome::Waiting,
+        }
+    }
+
+    fn step_of(&mut self, order: OrderId) -> Option<(&mut VisitOutcome, PageRun)> {
+        self.steps.iter_mut().find_map(|step| match step {
+            Step::Visit {
+                id, outcome, range, ..
+            } if *id == order => Some((outcome, *range)),
+            Step::Visit { .. } | Step::End(_) => None,
+        })
+    }
+
+    /// Checks the report on a visit and keeps it until it is its turn.
+    pub(super) fn visit_arrived(
+        &mut self,
+        id: OrderId,
+        report: Visited,
+    ) -> Result<(), ReportError> {
+        let (outcome, range) = self.step_of(id).ok_or(ReportError::UnknownOrder)?;
+        let progress = report.end > range.start && report.end <= range.end();
+        let looked_at = PageRun::between(range.start, report.end);
+        if !progress || !is_ascending(looked_at, &report.runs) {
+            *outcome = VisitOutcome::Failed;
+            return Err(ReportError::WrongPages);
+        }
+        *outcome = VisitOutcome::Arrived(report);
+        Ok(())
+    }
+
+    /// The agent could not look.
+    pub(super) fn visit_failed(&mut self, id: OrderId) {
+        if let Some((outcome, _)) = self.step_of(id) {
+            *outcome = VisitOutcome::Failed;
+        }
+    }
+
+    /// The mm is gone, and its number may soon be another's: reports that wait for their turn are void.
+    pub(super) fn fail_visits(&mut self, gone: MmId) {
+        for step in &mut self.steps {
+            if let Step::Visit { mm, outcome, .. } = step
+                && *mm == gone
+            {
+                *outcome = VisitOutcome::Failed;
+            }
+        }
+    }
+
+    /// The agent may have looked, but what it saw will never be known.
+    pub(super) fn visit_lost(&mut self, order: OrderId) {
+        let step = self.steps.iter().find_map(|step| match step {
+            Step::Visit { id, mm, range, .. } if *id == order => Some((*mm, *range)),
+            Step::Visit { .. } | Step::End(_) => None,
+        });
+        if let Some((mm, range)) = step
+            && let Some(mm) = self.mms.get_mut(mm)
+        {
+            mm.items.each_within(range, RmapItem::doubt);
+        }
+        self.visit_failed(order);
+    }
+
+    /// Takes the steps that are ready, in order. Returns whether there was any.
+    pub(super) fn take_steps(&mut self) -> bool {
+        let mut any = false;
+        while let Some(step) = self.steps.front() {
+            if let Step::Visit {
+                outcome: VisitOutcome::Waiting,
+                ..
+            } = step
+            {
+                break;
+            }
+            any = true;
+            match self.steps.pop_front().expect("it was looked at above") {
+                Step::End(mm) => self.end_of_mm(mm),
+                Step::Visit {
+                    mm,
+                    range,
+                    reserved,
+                    bounded,
+                    outcome,
+                    ..
+                } => match outcome {
+                    VisitOutcome::Arrived(report) => {
+                        self.take_visit(mm, range, reserved, bounded, &report);
+                    }
+                    // What an agent could not look at stays as it was until the next scan.
+                    VisitOutcome::Waiting | VisitOutcome::Failed => {
+                        self.batch_mut().budget += reserved;
+                        if bounded {
+                            self.list.page = range.end();
+                        }
+                    }
+                },
+            }
+        }
+        any
+    }
+
+    fn take_visit(
+        &mut self,
+        id: MmId,
+        range: PageRun,
+        reserved: u64,
+        bounded: bool,
+        report: &Visited,
+    ) {
+        let counted = report.counted();
+        self.batch_mut().visited += counted;
+        let looked_at = PageRun::between(range.start, report.end);
+        self.decide(id, looked_at, report);
+        if let Some(mm) = self.mms.get_mut(id) {
+            mm.stride = next_stride(mm.stride, looked_at.len, report.runs.len());
+        }
+        if bounded {
+            self.list.page = report.end;
+        } else if report.end < range.end() && self.mms.get(id).is_some_and(Mm::answers) {
+            let rest = PageRun::between(report.end, range.end());
+            let left = reserved.saturating_sub(counted).max(1);
+            let limit = u32::try_from(left).unwrap_or(VISIT_PAGES).min(VISIT_PAGES);
+            let step = self.visit_step(id, rest, limit, left, false);
+            self.steps.push_front(step);
+            return;
+        }
+        self.batch_mut().budget += reserved.saturating_sub(counted);
+    }
+}
+
+/// Whether the runs lie in `range`, one after the other.
+fn is_ascending(range: PageRun, runs: &[VisitRun]) -> bool {
+    let mut next = range.start;
+    runs.iter().all(|run| {
+        let pages = run.pages();
+        let follows = pages.is_valid() && pages.start >= next && pages.end() <= range.end();
+        next = pages.start.saturating_add(pages.len);
+        follows
+    })
+}
+
+/// Runs of pages that smart scan passes over now.
+fn skip_list(mm: &Mm, range: PageRun) -> Vec<PageRun> {
+    let mut skip: Vec<PageRun> = Vec::new();
+    for (page, _) in mm.items.within(range).filter(|(_, item)| item.would_skip()) {
+        let full = skip.len() == MAX_RUNS;
+        match skip.last_mut() {
+            Some(last) if last.end() == page => last.len += 1,
+            _ if full => break,
+            _ => skip.push(PageRun {
+                start: page,
+                len: 1,
+            }),
+        }
+    }
+    skip
+}
+
+/// Looks further ahead where nothing is found, so that huge empty mappings cost few orders.
+fn next_stride(stride: u64, looked_at: u64, runs: usize) -> u64 {
+    let dense = runs as u64 > looked_at / 512;
+    if dense {
+        VISIT_PAGES.into()
+    } else {
+        (stride * 8).min(MAX_STRIDE)
+    }
+}
