@@ -10,5 +10,5 @@ mod to_agent;
 mod to_daemon;
 
 pub use format::{Full, MAX_MESSAGE, MessageBuffer, VERSION, WireError};
-pub use to_agent::{Figures, RefusalReason, ToAgent};
+pub use to_agent::{Figures, MountDevice, RefusalReason, ToAgent};
 pub use to_daemon::{Hello, ToDaemon};

@@ -4,6 +4,7 @@ use crate::demo;
 use crate::running::{DEFAULT_PEERS_PER_USER, Options};
 use clap::{Args, Parser, Subcommand};
 use ksm_engine::knobs::KsmFile;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// Kernel Samepage Merging in user space, behind the files of /sys/kernel/mm/ksm.
@@ -20,6 +21,8 @@ pub struct Cli {
 pub enum Command {
     /// Mount the directory and serve it, in the foreground, until SIGTERM or SIGINT
     Mount(MountArgs),
+    /// Run a command that finds ksmfs at /sys/kernel/mm/ksm, and whose memory can be merged
+    Exec(ExecArgs),
     /// Show what was merged and saved
     Status(StatusArgs),
     /// Merge this machine's own files in some processes, measure what it saves, check every byte
@@ -48,6 +51,17 @@ pub struct MountArgs {
     /// Where processes join [default: $KSMFS_SOCKET, /run/ksmfs.sock for root, else $XDG_RUNTIME_DIR/ksmfs.sock]
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
+    /// The daemon's own options
+    #[command(flatten)]
+    pub daemon: DaemonArgs,
+    /// End when the process that started this one ends
+    #[arg(long, hide = true)]
+    pub end_with_parent: bool,
+}
+
+/// What a new daemon is started with.
+#[derive(Debug, Args)]
+pub struct DaemonArgs {
     /// What to write to `run` at the start: 1 scans and merges at once
     #[arg(long, value_name = "0|1", value_parser = clap::value_parser!(u8).range(0..=1))]
     pub run: Option<u8>,
@@ -57,9 +71,44 @@ pub struct MountArgs {
     /// Most processes of one user that may join
     #[arg(long, value_name = "N", default_value_t = DEFAULT_PEERS_PER_USER)]
     pub max_peers: usize,
-    /// End when the process that started this one ends
-    #[arg(long, hide = true)]
-    pub end_with_parent: bool,
+}
+
+/// Arguments of `exec`.
+#[derive(Debug, Args)]
+pub struct ExecArgs {
+    /// Use the daemon that listens here [default: as for `mount`, and one of the command's own if none runs]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["own", "run", "settings", "max_peers"])]
+    pub socket: Option<PathBuf>,
+    /// Start a daemon for this command and its children, even if another one runs; so do the options below
+    #[arg(long)]
+    pub own: bool,
+    /// What that daemon is started with
+    #[command(flatten)]
+    pub daemon: DaemonArgs,
+    /// The library to preload [default: $KSMFS_PRELOAD, libksm_preload.so near this program]
+    #[arg(long, value_name = "PATH")]
+    pub preload: Option<PathBuf>,
+    /// Only show the files: the command's memory is not merged
+    #[arg(long, conflicts_with = "preload")]
+    pub no_preload: bool,
+    /// The command and its arguments
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "COMMAND"
+    )]
+    pub command: Vec<OsString>,
+}
+
+impl ExecArgs {
+    /// Whether the daemon has to be a new one.
+    #[must_use]
+    pub fn wants_own_daemon(&self) -> bool {
+        let daemon = &self.daemon;
+        let preset = daemon.run.is_some() || !daemon.settings.is_empty();
+        self.own || preset || daemon.max_peers != DEFAULT_PEERS_PER_USER
+    }
 }
 
 /// Arguments of `status`.
@@ -76,13 +125,20 @@ impl MountArgs {
     /// The daemon that is asked for, listening at `socket`.
     #[must_use]
     pub fn options(&self, socket: PathBuf) -> Options {
+        self.daemon.options(self.directory.clone(), socket)
+    }
+}
+
+impl DaemonArgs {
+    /// A daemon with these values.
+    #[must_use]
+    pub fn options(&self, directory: PathBuf, socket: PathBuf) -> Options {
         let run = self.run.map(|run| (KsmFile::Run, run.to_string()));
         Options {
-            directory: self.directory.clone(),
-            socket,
             // Scanning starts with the other values in force.
             knobs: self.settings.iter().cloned().chain(run).collect(),
             peers_per_user: self.max_peers,
+            ..Options::new(directory, socket)
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::mailbox::{Inbox, Request, WriteReply};
 use ksm_engine::arena::MemfdStore;
 use ksm_engine::engine::{Engine, Ticket, Written};
 use ksm_engine::knobs::{KsmFile, WriteError};
-use ksm_engine::wire::{MAX_MESSAGE, MessageBuffer};
+use ksm_engine::wire::{MAX_MESSAGE, MessageBuffer, MountDevice};
 use outbox::Outbox;
 use peers::{Peer, Peers, Role};
 use rustix::event::{Timespec, epoll};
@@ -58,6 +58,8 @@ pub struct Daemon {
     peers: Peers,
     /// `/dev/userfaultfd`, to pass on.
     uffd: Option<OwnedFd>,
+    /// Where its files are.
+    mount: MountDevice,
     most_per_user: usize,
     /// Writers that wait for the end of an unmerge.
     writers: HashMap<Ticket, WriteReply>,
@@ -102,6 +104,7 @@ impl Daemon {
             inbox,
             peers: Peers::new(FIRST_PEER),
             uffd,
+            mount: MountDevice::default(),
             most_per_user,
             writers: HashMap::new(),
             accept_again: None,
@@ -114,6 +117,11 @@ impl Daemon {
     /// As the file would answer.
     pub fn preset(&mut self, file: KsmFile, value: &str) -> Result<(), WriteError> {
         self.engine.write(file, value.as_bytes()).map(|_| ())
+    }
+
+    /// States where its files are, for those who ask.
+    pub fn set_mount(&mut self, device: MountDevice) {
+        self.mount = device;
     }
 
     /// Runs until [`Request::Stop`].

@@ -8,13 +8,17 @@
 pub mod cli;
 pub mod daemon;
 pub mod demo;
+pub mod exec;
 pub mod footprint;
 pub mod fuse;
 pub mod mailbox;
 pub mod mountpoint;
+mod namespace;
 pub mod running;
+pub mod serve;
 pub mod status;
 pub mod tree;
 pub mod uffd;
 
 pub use running::{End, Options, Running, StartError, mount};
+pub use serve::{ServeError, serve};

@@ -4,6 +4,7 @@
 //! A mount with open files refuses to go (EBUSY); it is then detached, and its users get errors, as they would after
 //! the daemon's end anyway.
 
+use ksm_engine::wire::MountDevice;
 use procfs::process::{MountInfo, Process};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -50,11 +51,12 @@ pub enum MountpointError {
     },
 }
 
-/// Checks that `directory` can be mounted at, and clears a dead mount of ours; its full path.
+/// Checks that `directory` can be mounted at, and clears a dead mount of ours; its full path. A living one is in the way
+/// unless it may be covered.
 ///
 /// # Errors
 /// When it cannot. Nothing was changed then.
-pub fn prepare(directory: &Path) -> Result<PathBuf, MountpointError> {
+pub fn prepare(directory: &Path, may_cover: bool) -> Result<PathBuf, MountpointError> {
     let os = |call, errno| MountpointError::Os {
         path: directory.into(),
         call,
@@ -79,7 +81,7 @@ pub fn prepare(directory: &Path) -> Result<PathBuf, MountpointError> {
             Errno::from_io_error(&error).unwrap_or(Errno::IO),
         )
     })?;
-    if mounted_at(&path).is_some_and(|mount| mount.fs_type == FS_TYPE) {
+    if !may_cover && mounted_at(&path).is_some_and(|mount| mount.fs_type == FS_TYPE) {
         return Err(MountpointError::InUse(directory.into()));
     }
     check_fuse()?;
@@ -100,6 +102,26 @@ pub fn our_mounts() -> Vec<PathBuf> {
 #[must_use]
 pub fn device_at(path: &Path) -> Option<String> {
     mounted_at(path).map(|mount| mount.majmin)
+}
+
+/// The number of a device, from the text that [`device_at`] gives.
+#[must_use]
+pub fn number(device: &str) -> MountDevice {
+    let parse = |(major, minor): (&str, &str)| {
+        Some(MountDevice {
+            major: major.parse().ok()?,
+            minor: minor.parse().ok()?,
+        })
+    };
+    device.split_once(':').and_then(parse).unwrap_or_default()
+}
+
+/// Where this process sees the mount of a daemon: the first path that leads to it and not to something mounted above.
+#[must_use]
+pub fn path_of(device: MountDevice) -> Option<PathBuf> {
+    let wanted = rustix::fs::makedev(device.major, device.minor);
+    let leads_there = |path: &PathBuf| rustix::fs::stat(path).is_ok_and(|s| s.st_dev == wanted);
+    our_mounts().into_iter().find(leads_there)
 }
 
 /// Detaches the mount with this device number from `path`, even if files in it are open. Their users get errors.
@@ -224,15 +246,15 @@ mod tests {
     #[test]
     fn only_a_directory_can_be_mounted_at() {
         let dir = tempfile::tempdir().unwrap();
-        let missing = prepare(&dir.path().join("missing"));
+        let missing = prepare(&dir.path().join("missing"), false);
         assert!(matches!(missing, Err(MountpointError::Missing(_))));
         let file = dir.path().join("file");
         std::fs::write(&file, "").unwrap();
         assert!(matches!(
-            prepare(&file),
+            prepare(&file, false),
             Err(MountpointError::NotADirectory(_))
         ));
-        let below = prepare(&file.join("below"));
+        let below = prepare(&file.join("below"), false);
         assert!(matches!(below, Err(MountpointError::NotADirectory(_))));
     }
 }

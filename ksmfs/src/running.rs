@@ -7,6 +7,7 @@ use crate::daemon::{Daemon, Listener, SocketError};
 use crate::fuse::KsmFs;
 use crate::mailbox::{Mailbox, Request, mailbox};
 use crate::mountpoint::{self, MountpointError};
+use crate::namespace;
 use crate::tree::Tree;
 use crate::uffd::{self, UffdError};
 use crossbeam_channel::{Receiver, Sender};
@@ -35,6 +36,9 @@ pub struct Options {
     pub knobs: Vec<(KsmFile, String)>,
     /// Most connections of one user.
     pub peers_per_user: usize,
+    /// Leave the mount to the other processes of this mount namespace: the daemon goes on in a namespace of its own,
+    /// without the mount, and ends when the last process that sees it has gone.
+    pub hand_over: bool,
 }
 
 impl Options {
@@ -46,6 +50,7 @@ impl Options {
             socket: socket.into(),
             knobs: Vec::new(),
             peers_per_user: DEFAULT_PEERS_PER_USER,
+            hand_over: false,
         }
     }
 
@@ -130,7 +135,7 @@ pub struct Running {
 /// When anything is missing or in use. Nothing is left behind then.
 pub fn mount(options: &Options) -> Result<Running, StartError> {
     let os = |call| move |errno| StartError::Os(call, errno);
-    let directory = mountpoint::prepare(&options.directory)?;
+    let directory = mountpoint::prepare(&options.directory, options.hand_over)?;
     let uffd = match uffd::open_device() {
         Ok(device) => Some(device),
         Err(error @ (UffdError::NoAccess | UffdError::Missing)) if !is_root() => {
@@ -164,6 +169,15 @@ pub fn mount(options: &Options) -> Result<Running, StartError> {
         .map_err(|error| StartError::Mount(options.directory.clone(), error))?;
     let unmounter = session.unmount_callable();
     let device = mountpoint::device_at(&directory);
+    daemon.set_mount(
+        device
+            .as_deref()
+            .map_or_else(Default::default, mountpoint::number),
+    );
+    if options.hand_over {
+        // No thread was started yet, so all of this process changes the namespace.
+        namespace::leave_mount(&directory).map_err(os("unshare"))?;
+    }
     let engine_note = note(End::EngineGone);
     // From here on `Running` cleans up, whatever fails.
     let mut running = Running {

@@ -237,6 +237,18 @@ fn pages_that_an_agent_reports_show_in_the_counters_and_in_its_own_figures() {
 }
 
 #[test]
+fn whoever_asks_is_told_where_the_files_are() {
+    let mounted = Mounted::new();
+    let mut asking = Agent::connect(&mounted.scratch.socket());
+    asking.say(&ToDaemon::Locate);
+    let Heard::Mount(device) = asking.hear() else {
+        panic!("no device");
+    };
+    let found = ksmfs::mountpoint::path_of(device);
+    assert_eq!(found, Some(mounted.scratch.mountpoint()));
+}
+
+#[test]
 fn a_writer_of_run_2_waits_for_the_unmerge_while_others_read_and_write() {
     let mounted = eager();
     let mut agent = Agent::join(&mounted.scratch.socket());

@@ -23,6 +23,15 @@ pub struct Figures {
     pub profit: i64,
 }
 
+/// Device number of the daemon's mount: whoever sees the mount finds it by that, at whatever path. 0:0 if there is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MountDevice {
+    /// Major number.
+    pub major: u32,
+    /// Minor number.
+    pub minor: u32,
+}
+
 /// Why the daemon does not take a connection.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +58,8 @@ pub enum ToAgent<'a> {
     Refused(RefusalReason),
     /// Answers a query.
     Figures(Figures),
+    /// Answers the question where the files are.
+    Mount(MountDevice),
     /// An order. `Map` and `Remap` carry one descriptor: the arena, read-only.
     Order {
         /// Its number, to be repeated in the report.
@@ -67,6 +78,7 @@ const MAP: u16 = 6;
 const ZERO: u16 = 7;
 const UNMERGE: u16 = 8;
 const REMAP: u16 = 9;
+const MOUNT: u16 = 10;
 const NONE: &[u8] = &[];
 
 impl<'a> ToAgent<'a> {
@@ -84,6 +96,10 @@ impl<'a> ToAgent<'a> {
                 NONE,
             ),
             Self::Figures(figures) => encode(buffer, Header::new(FIGURES), &[figures], NONE),
+            Self::Mount(MountDevice { major, minor }) => {
+                let header = Header::new(MOUNT).scalars([major.into(), minor.into(), 0]);
+                encode(buffer, header, NONE, NONE)
+            }
             Self::Order { id, order } => {
                 let header = |kind| Header::new(kind).order(id);
                 match order {
@@ -138,6 +154,14 @@ impl<'a> ToAgent<'a> {
                     .map(|f| Self::Figures(*f))
                     .ok_or(WireError::Length);
             }
+            MOUNT => {
+                bare(header, body)?;
+                let [major, minor, _] = header.scalars;
+                return Ok(Self::Mount(MountDevice {
+                    major: number(major)?,
+                    minor: number(minor)?,
+                }));
+            }
             VISIT => {
                 let skip = array::<PageRun>(header, body)?;
                 check_ascending(skip.iter().copied())?;
@@ -189,7 +213,7 @@ impl<'a> ToAgent<'a> {
                 order: OrderRef::Map { .. } | OrderRef::Remap { .. },
                 ..
             } => 1,
-            Self::Refused(_) | Self::Figures(_) | Self::Order { .. } => 0,
+            Self::Refused(_) | Self::Figures(_) | Self::Mount(_) | Self::Order { .. } => 0,
         }
     }
 }

@@ -23,6 +23,8 @@ pub enum ToDaemon<'a> {
     Hello(Hello),
     /// Opens a connection that only asks for the figures of the calling process.
     Query,
+    /// Opens a connection that only asks where the daemon's files are mounted.
+    Locate,
     /// The pages may be merged from now on.
     Register {
         /// The pages.
@@ -49,6 +51,7 @@ const UNREGISTER: u16 = 4;
 const VISITED: u16 = 5;
 const DONE: u16 = 6;
 const UNMERGED: u16 = 7;
+const LOCATE: u16 = 8;
 const NONE: &[u8] = &[];
 
 impl<'a> ToDaemon<'a> {
@@ -63,6 +66,7 @@ impl<'a> ToDaemon<'a> {
                 encode(buffer, header, NONE, NONE)
             }
             Self::Query => encode(buffer, Header::new(QUERY), NONE, NONE),
+            Self::Locate => encode(buffer, Header::new(LOCATE), NONE, NONE),
             Self::Register { range } => {
                 let header = Header::new(REGISTER).scalars([range.start, range.len, 0]);
                 encode(buffer, header, NONE, NONE)
@@ -112,6 +116,7 @@ impl<'a> ToDaemon<'a> {
                 }))
             }
             QUERY => bare(header, body).map(|()| Self::Query),
+            LOCATE => bare(header, body).map(|()| Self::Locate),
             REGISTER => {
                 bare(header, body)?;
                 Ok(Self::Register {

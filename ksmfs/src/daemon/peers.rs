@@ -16,7 +16,7 @@ pub enum Role {
     Unknown,
     /// Over the limit of its user: its first message is answered with a refusal.
     Surplus,
-    /// It asks for figures.
+    /// It asks for figures, or for the mount.
     Asking,
     /// It merges pages.
     Agent(Box<Agent>),

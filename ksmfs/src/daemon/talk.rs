@@ -88,6 +88,13 @@ impl Daemon {
                 peer.role = Role::Asking;
                 self.tell_figures(peer, buffer)
             }
+            (Role::Unknown | Role::Asking, ToDaemon::Locate) => {
+                peer.role = Role::Asking;
+                let message = ToAgent::Mount(self.mount);
+                peer.outbox
+                    .send(peer.socket.as_fd(), &message, &[], buffer)?;
+                Ok(())
+            }
             (Role::Agent(agent), ToDaemon::Register { range }) => {
                 agent.regions.add(range);
                 if agent.regions.count() > MOST_REGIONS {

@@ -5,7 +5,7 @@ use ksm_engine::digest::Salt;
 use ksm_engine::order::{Order, OrderId, OrderRef, ReportRef};
 use ksm_engine::page::{PageRun, Slot};
 use ksm_engine::wire::{
-    Figures, Hello, MAX_MESSAGE, MessageBuffer, RefusalReason, ToAgent, ToDaemon,
+    Figures, Hello, MAX_MESSAGE, MessageBuffer, MountDevice, RefusalReason, ToAgent, ToDaemon,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -21,6 +21,7 @@ pub enum Heard {
     Welcome,
     Refused(RefusalReason),
     Figures(Figures),
+    Mount(MountDevice),
     Order(OrderId, Order),
     HungUp,
 }
@@ -117,6 +118,7 @@ impl Agent {
             }
             ToAgent::Refused(reason) => Heard::Refused(reason),
             ToAgent::Figures(figures) => Heard::Figures(figures),
+            ToAgent::Mount(device) => Heard::Mount(device),
             ToAgent::Order { id, order } => Heard::Order(id, owned(order)),
         }
     }
