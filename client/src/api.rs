@@ -14,13 +14,16 @@ use crate::link_state::LinkState;
 use crate::presence::Presence;
 use crate::region::{Keeper, MergeableRegion};
 use crate::socket_path;
+use crate::space::change::Change;
 use crate::space::release::{Release, UnregisterError};
 use crate::space::{RegisterError, Space, figures};
 use crate::sys::memory::{Placed, page_of};
+use crate::sys::task::WAKE;
 use ksm_engine::page::{PAGE_SIZE, PageRun};
 use ksm_engine::wire::{Figures, MessageBuffer, ToAgent, ToDaemon};
 use rustix::io::Errno;
 use rustix::net::SocketAddrUnix;
+use rustix::process::{Pid, kill_process};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
@@ -211,11 +214,25 @@ impl Client {
         let Some(run) = run_of(addr, len)? else {
             return Ok(());
         };
+        self.unmerge(run)
+    }
+
+    /// The same for pages by number. They need not be registered.
+    ///
+    /// # Errors
+    /// When there is no memory for private copies of all pages: then they are still registered.
+    pub fn unmerge(&self, run: PageRun) -> Result<(), RegionError> {
         let userfaults = self.presence.borrow_userfaults();
         let release = Release::Unmerge(userfaults.as_ref());
         self.presence.space.unregister(run, release)?;
         self.tell();
         Ok(())
+    }
+
+    /// Has the daemon told of what was registered, and waits until it has been; not for ever, and not at all without
+    /// a daemon.
+    pub fn announce(&self) {
+        self.tell();
     }
 
     /// Says that the pages are about to be unmapped, moved or replaced. Merged pages stay as they are.
@@ -293,6 +310,26 @@ impl Client {
             agent: (agent != 0).then_some(agent),
             figures: self.presence.space.figures(),
         }
+    }
+
+    /// Has the daemon told soon of what was registered, without waiting, from any place: a single system call.
+    pub fn nudge(&self) {
+        let agent = self.presence.agent.load(Ordering::Acquire).cast_signed();
+        if let Some(agent) = Pid::from_raw(agent).filter(|_| !self.presence.is_inherited()) {
+            // If it is gone, the next one tells everything anyhow.
+            let _ = kill_process(agent, WAKE);
+        }
+    }
+
+    /// Keeps the agent away, with all pages of `run` private: plain anonymous memory as far as that can be had.
+    ///
+    /// # Errors
+    /// `ENOMEM` when there is not enough memory for private copies.
+    pub fn change_unmerged(&self, run: PageRun) -> Result<Change<'static>, Errno> {
+        let userfaults = self.presence.borrow_userfaults();
+        self.presence
+            .space
+            .change_unmerged(run, userfaults.as_ref())
     }
 
     pub(crate) fn register_pages(&self, run: PageRun) -> Result<(), RegionError> {

@@ -7,6 +7,7 @@
 //! All functions here are the app's side, and may be called from any of its threads, inside a `malloc` too; what the agent
 //! does is in [`crate::agent`].
 
+pub mod change;
 pub mod figures;
 pub mod journal;
 pub mod notices;
@@ -89,6 +90,38 @@ impl Tables {
             within = PageRun::between(gap.end(), within.end());
         }
         None
+    }
+
+    /// See [`Space::register`].
+    fn register(&mut self, run: PageRun) -> Result<(), RegisterError> {
+        if !run.is_valid() {
+            return Err(RegisterError::Range(run));
+        }
+        loop {
+            match self.states.grow(run) {
+                Ok(Ok(None)) => break,
+                Ok(Ok(Some(own))) => self.add_own(own),
+                Ok(Err(full)) => Err(full),
+                Err(errno) => return Err(RegisterError::Os { run, errno }),
+            }
+            .map_err(|Full| RegisterError::Full(run))?;
+        }
+        let next_free = |tables: &Self, from| tables.first_free(PageRun::between(from, run.end()));
+        let pieces = std::iter::successors(next_free(self, run.start), |piece| {
+            next_free(self, piece.end())
+        });
+        if pieces.count() > self.regions.room() {
+            return Err(RegisterError::Full(run));
+        }
+        let mut from = run.start;
+        while let Some(piece) = next_free(self, from) {
+            from = piece.end();
+            self.regions
+                .insert(piece)
+                .map_err(|Full| RegisterError::Full(run))?;
+            self.notices.push(Notice::Register(piece));
+        }
+        Ok(())
     }
 
     /// Takes pages out of the regions, and notes that for the daemon. Always succeeds: where the table has no room to
@@ -244,37 +277,7 @@ impl Space {
     /// # Errors
     /// Then none of the pages has become registered.
     pub fn register(&self, run: PageRun) -> Result<(), RegisterError> {
-        if !run.is_valid() {
-            return Err(RegisterError::Range(run));
-        }
-        let mut tables = self.lock();
-        loop {
-            match tables.states.grow(run) {
-                Ok(Ok(None)) => break,
-                Ok(Ok(Some(own))) => tables.add_own(own),
-                Ok(Err(full)) => Err(full),
-                Err(errno) => return Err(RegisterError::Os { run, errno }),
-            }
-            .map_err(|Full| RegisterError::Full(run))?;
-        }
-        let next_free =
-            |tables: &Tables, from| tables.first_free(PageRun::between(from, run.end()));
-        let pieces = std::iter::successors(next_free(&tables, run.start), |piece| {
-            next_free(&tables, piece.end())
-        });
-        if pieces.count() > tables.regions.room() {
-            return Err(RegisterError::Full(run));
-        }
-        let mut from = run.start;
-        while let Some(piece) = next_free(&tables, from) {
-            from = piece.end();
-            tables
-                .regions
-                .insert(piece)
-                .map_err(|Full| RegisterError::Full(run))?;
-            tables.notices.push(Notice::Register(piece));
-        }
-        Ok(())
+        self.lock().register(run)
     }
 
     /// Whether all pages are registered.

@@ -76,7 +76,7 @@ impl Space {
     }
 
     /// Makes merged pages private in steps, letting the agent and other threads in between.
-    fn unmerge(
+    pub(super) fn unmerge(
         &self,
         run: PageRun,
         gear: Option<(&Uffd, &Pagemap)>,
@@ -118,15 +118,22 @@ impl Space {
 }
 
 fn discard_step(tables: &mut Tables, run: PageRun) -> Result<(), Errno> {
-    let mut rest = run;
-    while let Some(in_file) = tables.states.first_in_file(rest) {
-        replace_by_zeroes(in_file)?;
-        rest = PageRun::between(in_file.end(), run.end());
-    }
+    leave_files(tables, run)?;
     // The app asks for it itself; the pages need not be registered.
     let done = remap::discard(AppPages::vouched_for(run));
     tables.forget_states(run);
     done
+}
+
+/// Replaces what of `run` is in file mappings of ours by empty anonymous memory.
+pub(super) fn leave_files(tables: &mut Tables, run: PageRun) -> Result<(), Errno> {
+    let mut rest = run;
+    while let Some(in_file) = tables.states.first_in_file(rest) {
+        replace_by_zeroes(in_file)?;
+        tables.forget_states(in_file);
+        rest = PageRun::between(in_file.end(), run.end());
+    }
+    Ok(())
 }
 
 /// Replaces file mappings of ours by empty anonymous memory, with the protection that the app gave each of them.
@@ -147,6 +154,6 @@ fn replace_by_zeroes(run: PageRun) -> Result<(), Errno> {
 }
 
 /// The process this runs in: app threads unmerge their own memory.
-fn process_id() -> u32 {
+pub(super) fn process_id() -> u32 {
     rustix::process::getpid().as_raw_pid().unsigned_abs()
 }

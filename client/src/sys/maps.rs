@@ -19,6 +19,8 @@ const QUERY: Opcode = opcode::read_write::<raw::procmap_query>(b'f', 17);
 pub struct Mapping {
     /// Where it is.
     pub run: PageRun,
+    /// Whether writes to it are seen by others.
+    pub shared: bool,
     /// What the app may do with it.
     pub protection: ProtFlags,
     /// Inode of the mapped file, 0 for anonymous memory.
@@ -79,14 +81,51 @@ impl Maps {
     /// # Errors
     /// `ENOENT` if there is none, `ENOTTY` on an older kernel.
     pub fn at(&self, page: u64) -> Result<Mapping> {
+        self.query(page, 0, &mut []).map(|(mapping, _)| mapping)
+    }
+
+    /// The mapping that has the page, or else the first one behind it (Linux 6.11).
+    ///
+    /// # Errors
+    /// As [`Self::at`].
+    pub fn at_or_after(&self, page: u64) -> Result<Mapping> {
+        let or_next = raw::procmap_query_flags::PROCMAP_QUERY_COVERING_OR_NEXT_VMA as u64;
+        self.query(page, or_next, &mut [])
+            .map(|(mapping, _)| mapping)
+    }
+
+    /// Whether the mapping that has the page bears this name, as `[stack]` does.
+    ///
+    /// # Errors
+    /// As [`Self::at`].
+    pub fn is_named(&self, page: u64, names: &[&[u8]]) -> Result<bool> {
+        let mut buffer = [0; 128];
+        match self.query(page, 0, &mut buffer) {
+            Ok((_, len)) => {
+                // The length counts the terminating zero.
+                let name = buffer.get(..len.saturating_sub(1)).unwrap_or(&[]);
+                Ok(names.contains(&name))
+            }
+            Err(rustix::io::Errno::NAMETOOLONG) => Ok(false),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn query(&self, page: u64, flags: u64, name: &mut [u8]) -> Result<(Mapping, usize)> {
         // SAFETY: the kernel's argument is plain numbers.
         let mut query: raw::procmap_query = unsafe { MaybeUninit::zeroed().assume_init() };
         query.size = size_of::<raw::procmap_query>() as u64;
         query.query_addr = address_of(page) as u64;
+        query.query_flags = flags;
+        if !name.is_empty() {
+            query.vma_name_addr = name.as_mut_ptr().expose_provenance() as u64;
+            query.vma_name_size = u32::try_from(name.len()).unwrap_or(0);
+        }
         // SAFETY: the opcode belongs to the argument's type.
         let call = unsafe { Updater::<QUERY, _>::new(&mut query) };
-        // SAFETY: the argument names no buffers, so the kernel writes nothing but it.
+        // SAFETY: the kernel writes the argument and the buffer that it names, with its length.
         unsafe { ioctl::ioctl(&self.0, call) }?;
+        let name_len = usize::try_from(query.vma_name_size).unwrap_or(0);
         let number = |address: u64| page_of(usize::try_from(address).unwrap_or(usize::MAX));
         let has = |flag: raw::procmap_query_flags| query.vma_flags & flag as u64 != 0;
         let mut protection = ProtFlags::empty();
@@ -102,12 +141,14 @@ impl Maps {
             ProtFlags::EXEC,
             has(raw::procmap_query_flags::PROCMAP_QUERY_VMA_EXECUTABLE),
         );
-        Ok(Mapping {
+        let mapping = Mapping {
             run: PageRun::between(number(query.vma_start), number(query.vma_end)),
+            shared: has(raw::procmap_query_flags::PROCMAP_QUERY_VMA_SHARED),
             protection,
             inode: query.inode,
             file_page: number(query.vma_offset),
-        })
+        };
+        Ok((mapping, name_len))
     }
 }
 

@@ -1,0 +1,114 @@
+//! Changes of mappings that the app makes itself, seen by somebody who stands between it and the kernel.
+//!
+//! While a [`Change`] lives the agent holds no page and takes none, so that a mapping can be unmapped, moved or replaced
+//! and the tables follow in one step. The linked client has no need of it: its apps say beforehand what they do.
+
+use super::release::{leave_files, process_id};
+use super::restore::{RestoreError, Restorer};
+use super::states::IN_FILE;
+use super::{RegisterError, Space, Tables};
+use crate::sys::guarded::Guard;
+use crate::sys::pagemap::Pagemap;
+use crate::sys::uffd::Userfaults;
+use ksm_engine::page::PageRun;
+use rustix::io::Errno;
+
+/// The agent is kept away until it is dropped. Nobody may wait for anything but the kernel while he has one.
+#[derive(Debug)]
+pub struct Change<'a> {
+    tables: Guard<'a, Tables>,
+    was_quiet: bool,
+}
+
+impl Space {
+    /// Keeps the agent away.
+    #[must_use]
+    pub fn change(&self) -> Change<'_> {
+        let tables = self.lock();
+        let was_quiet = tables.notices.is_empty();
+        Change { tables, was_quiet }
+    }
+
+    /// Keeps the agent away, with all pages of `run` private; as far as userfaultfds are at hand and nothing stands
+    /// against it, in plain anonymous memory.
+    ///
+    /// # Errors
+    /// When there is not enough memory for private copies.
+    pub fn change_unmerged(
+        &self,
+        run: PageRun,
+        userfaults: Option<&Userfaults>,
+    ) -> Result<Change<'_>, Errno> {
+        let pagemap = Pagemap::open().ok();
+        let gear = userfaults
+            .map(|both| &both.protecting)
+            .zip(pagemap.as_ref());
+        // Most of it in steps that let others in between.
+        self.unmerge(run, gear).map_err(|_| Errno::NOMEM)?;
+        let mut change = self.change();
+        Restorer::new(&self.journal, gear, process_id())
+            .restore_all(&mut change.tables, run)
+            .map_err(|RestoreError { .. }| Errno::NOMEM)?;
+        change.tables.forget_visits(run);
+        Ok(change)
+    }
+}
+
+impl Change<'_> {
+    /// The first registered pages of `within`.
+    #[must_use]
+    pub fn first_registered(&self, within: PageRun) -> Option<PageRun> {
+        self.tables.regions.first(within)
+    }
+
+    /// The first pages of `within` that are in a file mapping of ours, registered or not.
+    #[must_use]
+    pub fn first_in_file(&self, within: PageRun) -> Option<PageRun> {
+        self.tables.states.first_in_file(within)
+    }
+
+    /// The pages have been unmapped or replaced.
+    pub fn forget(&mut self, run: PageRun) {
+        self.tables.remove_region(run);
+        self.tables.forget_states(run);
+    }
+
+    /// Registers pages. See [`Space::register`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn register(&mut self, run: PageRun) -> Result<(), RegisterError> {
+        self.tables.register(run)
+    }
+
+    /// Takes pages out of the agent's hands and leaves them as they are. What is in a file mapping of ours stays known.
+    pub fn withhold(&mut self, run: PageRun) {
+        self.tables.remove_region(run);
+        self.tables.forget_visits(run);
+    }
+
+    /// The pages have been emptied: there is nothing to know of them.
+    pub fn discarded(&mut self, run: PageRun) {
+        let mut rest = run;
+        while let Some(page) = self.tables.states.first(rest) {
+            if !self.tables.states.get(page).flags.intersects(IN_FILE) {
+                self.tables.states.forget(page);
+            }
+            rest = PageRun::between(page + 1, run.end());
+        }
+    }
+
+    /// Puts empty anonymous memory where file mappings of ours are, and leaves the rest as it is.
+    ///
+    /// # Errors
+    /// Of `mmap`.
+    pub fn leave_files(&mut self, run: PageRun) -> Result<(), Errno> {
+        leave_files(&mut self.tables, run)
+    }
+
+    /// Whether this change is the first one that the daemon has yet to be told of.
+    #[must_use]
+    pub fn is_news(&self) -> bool {
+        self.was_quiet && !self.tables.notices.is_empty()
+    }
+}
