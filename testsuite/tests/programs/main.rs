@@ -1,0 +1,9 @@
+//! Real programs that know /sys/kernel/mm/ksm, and the ways in which others use it. docs/PROGRAMS.md lists them.
+
+mod ksmtuned;
+mod node_exporter;
+mod readers;
+mod tmpfiles;
+mod virsh;
+
+const KIT: &str = env!("CARGO_BIN_EXE_kit");
