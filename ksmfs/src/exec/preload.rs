@@ -10,8 +10,9 @@ pub(super) const VARIABLE: &str = "LD_PRELOAD";
 /// Names the library, for a program that was moved away from it.
 const OVERRIDE: &str = "KSMFS_PRELOAD";
 const FILE: &str = "libksm_preload.so";
-/// Where it is, seen from the program's directory: as built, as a test builds it, as installed.
-const PLACES: [&str; 4] = [".", "deps", "../lib/ksmfs", "../lib"];
+/// Where it is, seen from the program's directory: as built with the program (also copied beside it, but by few of the
+/// ways to build it, so that the copy may be old), beside it, as installed.
+const PLACES: [&str; 4] = ["deps", ".", "../lib/ksmfs", "../lib"];
 
 /// Why it cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -109,7 +110,7 @@ mod tests {
         fs::create_dir_all(&bin).unwrap();
         assert!(matches!(find(None, &bin), Err(PreloadError::Missing(_))));
         // From the last place that is looked at to the first.
-        for place in ["lib", "lib/ksmfs", "bin/deps", "bin"] {
+        for place in ["lib", "lib/ksmfs", "bin", "bin/deps"] {
             let home = dir.path().join(place);
             fs::create_dir_all(&home).unwrap();
             fs::write(home.join(FILE), "").unwrap();
