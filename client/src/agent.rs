@@ -6,6 +6,7 @@
 //! bounded: 64 pages at most are held at one time.
 
 pub mod arena;
+mod count;
 mod donate;
 mod headroom;
 pub mod held;
@@ -213,6 +214,11 @@ impl Agent {
                     range.start
                 };
                 return ReportRef::Unmerged { end };
+            }
+            OrderRef::Count => {
+                return ReportRef::Counted {
+                    zero_pages: self.count_zero_pages(),
+                };
             }
             OrderRef::Donate { runs } if ready => self.donate(runs, out),
             OrderRef::Zero { runs } if ready => self.zero(runs, out),

@@ -13,6 +13,7 @@ mod advisor;
 mod arenas;
 mod audit;
 mod control;
+mod count;
 mod items;
 mod merge;
 mod mm;
@@ -150,6 +151,8 @@ pub struct Engine<S> {
     advisor: advisor::Advisor,
     cpu_time: Duration,
     outcomes: BTreeMap<Outcome, u64>,
+    /// Reports that each count of zero pages still waits for.
+    counts: HashMap<Ticket, usize>,
     /// Nodes that were moved out of an arena, and which one.
     left_behind: HashMap<(DomainId, NodeId), ArenaId>,
 }
@@ -177,6 +180,7 @@ impl<S: SlotStore> Engine<S> {
             advisor: advisor::Advisor::default(),
             cpu_time: Duration::ZERO,
             outcomes: BTreeMap::new(),
+            counts: HashMap::new(),
             left_behind: HashMap::new(),
         }
     }
@@ -314,6 +318,10 @@ impl<S: SlotStore> Engine<S> {
                 self.unmerged(mm, *range, *end)?;
             }
             (Purpose::Forget, ReportRef::Unmerged { .. }) => {}
+            (Purpose::Count(ticket), ReportRef::Counted { zero_pages }) => {
+                self.counted(mm, *zero_pages);
+                self.count_answered(*ticket);
+            }
             _ => {
                 // The order is still open, and lost when the peer is cut off.
                 self.outbox.reopen(id, sent);

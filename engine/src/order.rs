@@ -220,6 +220,8 @@ pub enum Order {
         /// The pages.
         range: PageRun,
     },
+    /// See [`OrderRef::Count`].
+    Count,
     /// See [`OrderRef::Remap`].
     Remap {
         /// The new arena.
@@ -246,6 +248,7 @@ impl Order {
             },
             Self::Zero { runs } => OrderRef::Zero { runs },
             Self::Unmerge { range } => OrderRef::Unmerge { range: *range },
+            Self::Count => OrderRef::Count,
             Self::Remap { arena, runs } => OrderRef::Remap {
                 arena: *arena,
                 runs,
@@ -291,6 +294,8 @@ pub enum OrderRef<'a> {
         /// The pages.
         range: PageRun,
     },
+    /// Count the zero pages placed by orders that are still in place.
+    Count,
     /// Map pages that are merged and unbroken to new slots with the same bytes, so that an old arena can go.
     Remap {
         /// The new arena, whose descriptor comes with the order.
@@ -324,6 +329,11 @@ pub enum ReportRef<'a> {
     Unmerged {
         /// One past the last page that is unmerged.
         end: u64,
+    },
+    /// To an order to count.
+    Counted {
+        /// Zero pages placed by orders that are still in place, in all of the process.
+        zero_pages: u64,
     },
 }
 

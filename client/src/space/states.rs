@@ -199,17 +199,22 @@ impl States {
         None
     }
 
+    /// The first page of `run` with such flags.
+    pub fn first_with(&self, run: PageRun, such: impl Fn(Flags) -> bool) -> Option<u64> {
+        let mut at = run.start;
+        loop {
+            let page = self.first(PageRun::between(at, run.end()))?;
+            if such(self.get(page).flags) {
+                return Some(page);
+            }
+            at = page + 1;
+        }
+    }
+
     /// The first pages of `run` that are in a file mapping of ours, as far as they follow each other.
     pub fn first_in_file(&self, run: PageRun) -> Option<PageRun> {
         let in_file = |page: u64| self.get(page).flags.intersects(IN_FILE);
-        let mut at = run.start;
-        let start = loop {
-            let page = self.first(PageRun::between(at, run.end()))?;
-            if in_file(page) {
-                break page;
-            }
-            at = page + 1;
-        };
+        let start = self.first_with(run, |flags| flags.intersects(IN_FILE))?;
         let end = (start..run.end()).find(|page| !in_file(*page));
         Some(PageRun::between(start, end.unwrap_or(run.end())))
     }

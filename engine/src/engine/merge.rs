@@ -433,6 +433,7 @@ impl<S: SlotStore> Engine<S> {
                 Purpose::Remap(runs) => lost(self, runs, Self::remapped),
                 Purpose::Unmerge(_) => self.unmerge_lost(mm),
                 Purpose::Forget => {}
+                Purpose::Count(ticket) => self.count_answered(ticket),
             }
         }
         if let Some(mm) = self.mms.get_mut(mm) {

@@ -20,6 +20,8 @@ pub(crate) struct Mm {
     pub(crate) merging: u64,
     /// Zero pages in place, as last reported.
     pub(crate) zero_pages: u64,
+    /// Whether it has ever been reported: a forked child begins with its parent's.
+    pub(crate) counted: bool,
     /// Its agent is gone; the next scan frees its items.
     pub(crate) exiting: bool,
     /// Its agent let an order's time run out; no orders until it is heard of again.
@@ -40,6 +42,7 @@ impl Mm {
             items: ItemTable::default(),
             merging: 0,
             zero_pages: 0,
+            counted: false,
             exiting: false,
             silent_since: None,
             shrunk: false,

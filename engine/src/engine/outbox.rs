@@ -1,5 +1,6 @@
 //! Orders: those that wait to be sent, and those that are out.
 
+use super::control::Ticket;
 use super::stable::NodeId;
 use crate::order::{Order, OrderId};
 use crate::page::{MmId, PageRun};
@@ -21,6 +22,8 @@ pub(crate) enum Purpose {
     /// An unmerge of pages that are not merged, so that the agent hashes them anew.
     Forget,
     Remap(Vec<PageRun>),
+    /// For whoever waits for this ticket.
+    Count(Ticket),
 }
 
 /// An order that is out.

@@ -15,6 +15,7 @@ impl<S: SlotStore> Engine<S> {
     pub(super) fn decide(&mut self, id: MmId, looked_at: PageRun, report: &Visited) {
         if let Some(mm) = self.mms.get_mut(id) {
             mm.zero_pages = report.zero_pages.min(mm.mergeable_pages());
+            mm.counted = true;
         }
         let mut digests = report.digests.iter();
         let mut next = looked_at.start;

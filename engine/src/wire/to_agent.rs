@@ -79,6 +79,7 @@ const ZERO: u16 = 7;
 const UNMERGE: u16 = 8;
 const REMAP: u16 = 9;
 const MOUNT: u16 = 10;
+const COUNT: u16 = 11;
 const NONE: &[u8] = &[];
 
 impl<'a> ToAgent<'a> {
@@ -119,6 +120,7 @@ impl<'a> ToAgent<'a> {
                         let scalars = [range.start, range.len, 0];
                         encode(buffer, header(UNMERGE).scalars(scalars), NONE, NONE)
                     }
+                    OrderRef::Count => encode(buffer, header(COUNT), NONE, NONE),
                     OrderRef::Remap { arena, runs } => encode(
                         buffer,
                         header(REMAP).scalars([arena.0.into(), 0, 0]),
@@ -194,6 +196,10 @@ impl<'a> ToAgent<'a> {
                 OrderRef::Unmerge {
                     range: header.run()?,
                 }
+            }
+            COUNT => {
+                bare(header, body)?;
+                OrderRef::Count
             }
             REMAP => OrderRef::Remap {
                 arena: arena(header)?,

@@ -52,6 +52,7 @@ const VISITED: u16 = 5;
 const DONE: u16 = 6;
 const UNMERGED: u16 = 7;
 const LOCATE: u16 = 8;
+const COUNTED: u16 = 9;
 const NONE: &[u8] = &[];
 
 impl<'a> ToDaemon<'a> {
@@ -92,6 +93,11 @@ impl<'a> ToDaemon<'a> {
                 }
                 ReportRef::Unmerged { end } => {
                     let header = Header::new(UNMERGED).order(order).scalars([end, 0, 0]);
+                    encode(buffer, header, NONE, NONE)
+                }
+                ReportRef::Counted { zero_pages } => {
+                    let scalars = [zero_pages, 0, 0];
+                    let header = Header::new(COUNTED).order(order).scalars(scalars);
                     encode(buffer, header, NONE, NONE)
                 }
             },
@@ -159,6 +165,15 @@ impl<'a> ToDaemon<'a> {
                     order,
                     report: ReportRef::Unmerged {
                         end: header.scalars[0],
+                    },
+                })
+            }
+            COUNTED => {
+                bare(header, body)?;
+                Ok(Self::Report {
+                    order,
+                    report: ReportRef::Counted {
+                        zero_pages: header.scalars[0],
                     },
                 })
             }

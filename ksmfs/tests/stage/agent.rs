@@ -160,6 +160,7 @@ fn owned(order: OrderRef<'_>) -> Order {
             runs: runs.to_vec(),
         },
         OrderRef::Unmerge { range } => Order::Unmerge { range },
+        OrderRef::Count => Order::Count,
         OrderRef::Remap { arena, runs } => Order::Remap {
             arena,
             runs: runs.to_vec(),

@@ -32,6 +32,7 @@ pub(crate) enum Answer {
     },
     Done(Vec<OutcomeRun>),
     Unmerged(u64),
+    Counted(u64),
 }
 
 impl Answer {
@@ -50,6 +51,9 @@ impl Answer {
             },
             Self::Done(outcomes) => ReportRef::Done { outcomes },
             Self::Unmerged(end) => ReportRef::Unmerged { end: *end },
+            Self::Counted(zero_pages) => ReportRef::Counted {
+                zero_pages: *zero_pages,
+            },
         }
     }
 }
@@ -100,6 +104,7 @@ impl Process {
                 }
                 Answer::Unmerged(end)
             }
+            Order::Count => Answer::Counted(self.zeroed()),
             Order::Remap { arena, runs } => {
                 let slots = slots(around.daemon, *arena, runs);
                 self.each_page(&pages(runs), mood, |process, page| {

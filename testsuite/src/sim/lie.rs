@@ -90,6 +90,8 @@ impl Lie {
             }
             (Self::OtherKind, Answer::Unmerged(_)) => Answer::Done(Vec::new()),
             (_, Answer::Unmerged(end)) => Answer::Unmerged(end),
+            (Self::OtherKind, Answer::Counted(_)) => Answer::Done(Vec::new()),
+            (_, Answer::Counted(pages)) => Answer::Counted(pages.wrapping_mul(1 << 40)),
         }
     }
 

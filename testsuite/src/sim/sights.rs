@@ -25,6 +25,7 @@ impl Sights {
             Order::Zero { .. } => "zero",
             Order::Unmerge { .. } => "unmerge",
             Order::Remap { .. } => "remap",
+            Order::Count => "count",
         };
         let mut count = |outcome, pages| {
             *self.pages.entry((kind, outcome)).or_default() += u64::from(pages);
@@ -33,7 +34,7 @@ impl Sights {
             Answer::Visited { runs, .. } => {
                 runs.iter().for_each(|run| count(Outcome::Done, run.len));
             }
-            Answer::Unmerged(_) => count(Outcome::Done, 1),
+            Answer::Unmerged(_) | Answer::Counted(_) => count(Outcome::Done, 1),
             Answer::Done(outcomes) => {
                 for run in outcomes {
                     if let Some(outcome) = Outcome::from_number(run.outcome) {
