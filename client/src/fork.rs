@@ -65,7 +65,11 @@ pub(crate) fn watch() -> Result<(), Errno> {
 
 extern "C" fn before() {
     if let Some(space) = Space::get() {
+        let joins = has_registered(space);
         space.lock_for_fork();
+        if let Some(presence) = PRESENCE.get().filter(|_| joins) {
+            presence.note_fork();
+        }
     }
 }
 
@@ -84,12 +88,16 @@ extern "C" fn in_child() {
         return;
     };
     presence.reset_in_child();
+    if has_registered(space) && presence.start_steward().is_err() {
+        // The child goes on unmerged; the next call of ours tries again.
+        presence.note_death();
+    }
+}
+
+fn has_registered(space: &Space) -> bool {
     let anywhere = PageRun {
         start: 0,
         len: PAGE_LIMIT,
     };
-    if space.first_registered(anywhere).is_some() {
-        // Without one the child goes on unmerged; the next call of ours tries again.
-        let _ = presence.start_steward();
-    }
+    space.first_registered(anywhere).is_some()
 }

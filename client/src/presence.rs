@@ -7,15 +7,17 @@
 use crate::desk::Desk;
 use crate::link_state::{LinkState, LinkWord};
 use crate::space::Space;
+use crate::sys::ledger::LedgerPlace;
 use crate::sys::room::{Stack, Workplace};
 use crate::sys::task::{self, PIDFD_THREAD, WAKE};
 use crate::sys::uffd::Userfaults;
 use ksm_engine::digest::Salt;
+use ksm_engine::wire::{Birth, CHILDREN, GONE};
 use rustix::io::Errno;
 use rustix::net::SocketAddrUnix;
 use rustix::process::{Pid, PidfdGetfdFlags, kill_process, pidfd_getfd, pidfd_open};
 use rustix::thread::futex::{self, Flags};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -24,6 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Pages of a stack. Only what is touched takes memory. On the steward's, the C library puts the thread-local storage of
 /// all libraries as well.
 const STACK_PAGES: usize = 256;
+/// How often the steward of a child looks whether the daemon calls.
+const CALL: Duration = Duration::from_millis(2);
 /// How often a waiting app thread looks whether there still is something to wait for.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -58,6 +62,12 @@ pub struct Presence {
     has_steward: AtomicBool,
     /// Whether a steward of a child that is waiting to see if it lives should wait no longer.
     hurry: AtomicU32,
+    /// Where forks are noted.
+    ledger: LedgerPlace,
+    /// The fork that is about to be made: numbers of ledger and child.
+    fork: [AtomicU32; 2],
+    /// The fork that this process came from, until it has joined.
+    birth: [AtomicU32; 2],
     /// Attempts to connect that have come to an end.
     attempts: AtomicU32,
     /// Requests to send what is queued, and how many of them were fulfilled.
@@ -89,6 +99,9 @@ impl Presence {
             userfaults: [AtomicU32::new(0), AtomicU32::new(0)],
             has_steward: AtomicBool::new(false),
             hurry: AtomicU32::new(0),
+            ledger: LedgerPlace::map()?,
+            fork: Default::default(),
+            birth: Default::default(),
             attempts: AtomicU32::new(0),
             asked: AtomicU32::new(0),
             answered: AtomicU32::new(0),
@@ -97,6 +110,7 @@ impl Presence {
             new.steward_stack.run(),
             new.agent_stack.run(),
             new.desk.run(),
+            new.ledger.run(),
         ] {
             space.add_own_range(own).map_err(|_| Errno::NOMEM)?;
         }
@@ -119,6 +133,7 @@ impl Presence {
     pub fn reset_in_child(&self) {
         let parent = self.app.swap(process_id(), Ordering::Relaxed);
         self.parent.store(parent, Ordering::Relaxed);
+        self.note_birth();
         self.link.set(LinkState::Starting);
         self.desk.reset_in_child();
         let [moving, protecting] = &self.userfaults;
@@ -167,11 +182,71 @@ impl Presence {
         ]))
     }
 
-    /// For the steward of a child: waits for `childhood`, or until a thread of the child asks for something.
+    /// Notes a fork that is about to be made. For the thread that forks, with the space locked.
+    pub fn note_fork(&self) {
+        let ledger = self.ledger.get();
+        let [id, number] = &self.fork;
+        id.store(ledger.id.load(Ordering::Relaxed), Ordering::Relaxed);
+        number.store(
+            ledger.forks.fetch_add(1, Ordering::AcqRel),
+            Ordering::Relaxed,
+        );
+    }
+
+    /// In a child just forked: says who it is, for the daemon to see whether it lives.
+    fn note_birth(&self) {
+        for (birth, fork) in self.birth.iter().zip(&self.fork) {
+            birth.store(fork.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+        }
+        self.note_child(process_id());
+    }
+
+    /// In a child that has not joined, and will not: it execs or ends.
+    pub fn note_death(&self) {
+        self.note_child(GONE);
+    }
+
+    fn note_child(&self, id: u32) {
+        let Birth { ledger, number } = self.birth();
+        let place = (number % CHILDREN) as usize;
+        if ledger != 0
+            && ledger == self.ledger.get().id.load(Ordering::Relaxed)
+            && let Some(child) = self.ledger.get().children.get(place)
+        {
+            child.store(id, Ordering::Release);
+        }
+    }
+
+    /// The fork that this process came from, unless it has joined since.
+    pub fn birth(&self) -> Birth {
+        let [ledger, number] = &self.birth;
+        Birth {
+            ledger: ledger.load(Ordering::Relaxed),
+            number: number.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The daemon has taken us in: forks are noted where it looks from now on.
+    pub fn join(&self, donation: BorrowedFd<'_>) -> Result<(), Errno> {
+        self.ledger.attach(donation)?;
+        let [ledger, _] = &self.birth;
+        ledger.store(0, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// For the steward of a child: waits for `childhood`, or until a thread of the child asks for something or the daemon
+    /// wants to see every child.
     pub fn wait_out(&self, childhood: Duration) {
-        let look = childhood.try_into().ok();
-        // Whatever ends the wait early, starting early harms nobody.
-        let _ = futex::wait(&self.hurry, Flags::PRIVATE, 0, look.as_ref());
+        let end = Instant::now() + childhood;
+        let ledger = self.ledger.get();
+        let look = CALL.try_into().ok();
+        while Instant::now() < end
+            && self.hurry.load(Ordering::Acquire) == 0
+            && ledger.called.load(Ordering::Acquire) <= self.birth().number
+        {
+            // Whatever ends the wait early, starting early harms nobody.
+            let _ = futex::wait(&self.hurry, Flags::PRIVATE, 0, look.as_ref());
+        }
     }
 
     /// Says how an attempt to connect, or a connection, ended.

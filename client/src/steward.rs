@@ -61,11 +61,14 @@ pub fn connect(
     let hello = Hello {
         pid: presence.app.load(Ordering::Acquire),
         parent: presence.parent.load(Ordering::Acquire),
+        birth: presence.birth(),
     };
     let mut why = LinkState::NoDaemon(Errno::NOENT);
     for address in presence.addresses.iter().flatten() {
         let attempt = Link::connect(address).and_then(|link| {
             let welcome = link.greet(hello, buffer)?;
+            let joined = presence.join(welcome.donation.as_fd());
+            joined.map_err(LinkState::Failed)?;
             Ok((link, welcome))
         });
         match attempt {

@@ -10,6 +10,7 @@
 pub mod c_interface;
 pub mod guarded;
 pub mod kcmp;
+pub mod ledger;
 pub mod maps;
 pub mod memory;
 pub mod pagemap;

@@ -142,6 +142,8 @@ pub struct Engine<S> {
     domains: BTreeMap<DomainId, Domain>,
     next_arena: u32,
     ksmd: Ksmd,
+    /// No batch is to begin.
+    held: bool,
     steps: VecDeque<visits::Step>,
     plans: BTreeMap<MmId, merge::Plan>,
     outbox: Outbox,
@@ -171,6 +173,7 @@ impl<S: SlotStore> Engine<S> {
             domains: BTreeMap::new(),
             next_arena: 0,
             ksmd: Ksmd::Idle,
+            held: false,
             steps: VecDeque::new(),
             plans: BTreeMap::new(),
             outbox: Outbox::default(),
@@ -353,10 +356,8 @@ impl<S: SlotStore> Engine<S> {
     /// When [`Engine::advance`] is to be called at the latest.
     #[must_use]
     pub fn wake_at(&self) -> Option<Duration> {
-        [self.ksmd.wake_at(), self.outbox.next_due()]
-            .into_iter()
-            .flatten()
-            .min()
+        let batch = self.ksmd.wake_at().filter(|_| !self.held);
+        [batch, self.outbox.next_due()].into_iter().flatten().min()
     }
 
     /// The next order to send.

@@ -4,6 +4,7 @@
 //! lock. Whoever writes a knob after a region was registered finds it registered: requests are taken first, then the
 //! peers are heard until they are quiet, then the requests are served.
 
+mod children;
 mod donation;
 mod identity;
 mod listener;
@@ -13,7 +14,7 @@ mod regions;
 mod sys;
 mod talk;
 
-use crate::mailbox::{Inbox, Request, WriteReply};
+use crate::mailbox::{Inbox, ReadReply, Request, WriteReply};
 use ksm_engine::arena::MemfdStore;
 use ksm_engine::engine::{Engine, Ticket, Written};
 use ksm_engine::knobs::{KsmFile, WriteError};
@@ -24,7 +25,7 @@ use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use rustix::time::ClockId;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 use talk::Parting;
@@ -34,9 +35,13 @@ pub use listener::{Listener, SocketError};
 const LISTENER: u64 = 0;
 const INBOX: u64 = 1;
 const FIRST_PEER: u64 = 2;
+/// In the token of what becomes readable when a peer's app has ended.
+const ENDED: u64 = 1 << 63;
 
 /// Messages of one peer that are heard before it is the next peer's turn.
 const MESSAGES_PER_TURN: usize = 16;
+/// How long zero pages are counted before a reader gets the number last known.
+const COUNT_PATIENCE: Duration = Duration::from_millis(500);
 /// Rounds of hearing all peers before a request is served, even if they never fall quiet.
 const ROUNDS_BEFORE_REQUEST: usize = 64;
 /// Connections taken in one turn.
@@ -61,10 +66,32 @@ pub struct Daemon {
     /// Where its files are.
     mount: MountDevice,
     most_per_user: usize,
+    /// Requests that wait for children to join.
+    requests: VecDeque<Request>,
     /// Writers that wait for the end of an unmerge.
     writers: HashMap<Ticket, WriteReply>,
+    /// Readers that wait for a count.
+    readers: Vec<Reader>,
+    /// Until when children that are about to join are waited for.
+    held_until: Option<Duration>,
+    next_ledger: u32,
     /// While set, no connections are taken.
     accept_again: Option<Duration>,
+}
+
+/// Somebody who waits until zero pages are counted.
+struct Reader {
+    ticket: Ticket,
+    due: Duration,
+    answer: Answer,
+}
+
+/// What he waits for.
+enum Answer {
+    /// The text of a file.
+    Text(KsmFile, ReadReply),
+    /// The figures of the process at a connection.
+    Figures(u64),
 }
 
 impl std::fmt::Debug for Daemon {
@@ -106,7 +133,11 @@ impl Daemon {
             uffd,
             mount: MountDevice::default(),
             most_per_user,
+            requests: VecDeque::new(),
             writers: HashMap::new(),
+            readers: Vec::new(),
+            held_until: None,
+            next_ledger: 1,
             accept_again: None,
         })
     }
@@ -131,30 +162,75 @@ impl Daemon {
         loop {
             let ready = self.wait(self.patience());
             let posted = ready.contains(&INBOX);
-            let requests = if posted {
-                self.inbox.take()
-            } else {
-                Vec::new()
-            };
+            if posted {
+                self.requests.extend(self.inbox.take());
+            }
             self.hear_all(&ready, &mut buffer);
             if posted {
                 self.hear_until_quiet(&mut buffer);
             }
-            for request in requests {
-                match request {
-                    Request::Read { file, reply } => reply(&self.engine.read(file)),
-                    Request::Write { file, value, reply } => self.write(file, &value, reply),
-                    Request::Stop => return self.stop(),
-                }
+            if self
+                .requests
+                .iter()
+                .any(|request| matches!(request, Request::Stop))
+            {
+                return self.stop();
+            }
+            self.wait_for_children();
+            while self.held_until.is_none()
+                && let Some(request) = self.requests.pop_front()
+            {
+                self.serve(request);
             }
             if let Ok(cpu) = rustix::time::clock_gettime(ClockId::ProcessCPUTime).try_into() {
                 self.engine.set_cpu_time(cpu);
             }
             self.engine.advance(self.started.elapsed());
             self.send_orders(&mut buffer);
-            self.answer_writers();
+            self.answer_waiting(&mut buffer);
             trimmer.trim(self.engine.full_scans());
         }
+    }
+
+    /// Whoever acts after a fork finds the child there: before a request is served or a batch begins, children that have
+    /// not joined yet get the chance to.
+    fn wait_for_children(&mut self) {
+        let now = self.started.elapsed();
+        let needed = !self.requests.is_empty() || self.engine.is_batch_due(now);
+        self.held_until = if needed {
+            let agents = self.peers.agents_mut();
+            agents
+                .filter_map(|agent| agent.children.expect(&agent.donation, now))
+                .min()
+        } else {
+            None
+        };
+        self.engine.hold(self.held_until.is_some());
+    }
+
+    fn serve(&mut self, request: Request) {
+        match request {
+            Request::Read { file, reply } => {
+                let is_live = matches!(file, KsmFile::ZeroPages | KsmFile::GeneralProfit);
+                match is_live.then(|| self.engine.count_zero_pages(|_| true)) {
+                    Some(Written::Pending(ticket)) => {
+                        self.await_count(ticket, Answer::Text(file, reply));
+                    }
+                    Some(Written::Done) | None => reply(&self.engine.read(file)),
+                }
+            }
+            Request::Write { file, value, reply } => self.write(file, &value, reply),
+            // Served before all others.
+            Request::Stop => {}
+        }
+    }
+
+    fn await_count(&mut self, ticket: Ticket, answer: Answer) {
+        self.readers.push(Reader {
+            ticket,
+            due: self.started.elapsed() + COUNT_PATIENCE,
+            answer,
+        });
     }
 
     fn write(&mut self, file: KsmFile, value: &[u8], reply: WriteReply) {
@@ -167,10 +243,28 @@ impl Daemon {
         }
     }
 
-    fn answer_writers(&mut self) {
+    fn answer_waiting(&mut self, buffer: &mut MessageBuffer) {
         while let Some((ticket, outcome)) = self.engine.take_finished() {
             if let Some(reply) = self.writers.remove(&ticket) {
                 reply(outcome.map_err(WriteError::errno));
+            }
+            for reader in &mut self.readers {
+                if reader.ticket == ticket {
+                    reader.due = Duration::ZERO;
+                }
+            }
+        }
+        let now = self.started.elapsed();
+        let (ready, waiting) = std::mem::take(&mut self.readers)
+            .into_iter()
+            .partition::<Vec<_>, _>(|reader| reader.due <= now);
+        self.readers = waiting;
+        for reader in ready {
+            match reader.answer {
+                Answer::Text(file, reply) => reply(&self.engine.read(file)),
+                Answer::Figures(token) => {
+                    self.with_peer(token, |daemon, peer| daemon.send_figures(peer, buffer));
+                }
             }
         }
     }
@@ -184,7 +278,13 @@ impl Daemon {
 
     /// How long nothing has to be done unless something arrives.
     fn patience(&self) -> Duration {
-        let due = [self.engine.wake_at(), self.accept_again];
+        let count = self.readers.iter().map(|reader| reader.due).min();
+        let due = [
+            self.engine.wake_at(),
+            self.accept_again,
+            self.held_until,
+            count,
+        ];
         let next = due.into_iter().flatten().min();
         next.map_or(LONGEST_WAIT, |at| at.saturating_sub(self.started.elapsed()))
             .min(LONGEST_WAIT)
@@ -224,21 +324,29 @@ impl Daemon {
             match *token {
                 LISTENER => self.accept(),
                 INBOX => {}
+                token if token & ENDED != 0 => {
+                    self.with_peer(token & !ENDED, |_, _| Err(Parting::Ended));
+                }
                 token => self.with_peer(token, |daemon, peer| {
                     peer.outbox.flush(peer.socket.as_fd())?;
-                    daemon.hear_peer(peer, buffer)
+                    daemon.hear_peer(token, peer, buffer)
                 }),
             }
         }
     }
 
-    fn hear_peer(&mut self, peer: &mut Peer, buffer: &mut MessageBuffer) -> Result<(), Parting> {
+    fn hear_peer(
+        &mut self,
+        token: u64,
+        peer: &mut Peer,
+        buffer: &mut MessageBuffer,
+    ) -> Result<(), Parting> {
         for _ in 0..MESSAGES_PER_TURN {
             let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC;
             match rustix::net::recv(&peer.socket, &mut buffer.0[..], flags) {
                 Ok((_, 0)) => return Err(Parting::HungUp),
                 Ok((_, len)) if len > MAX_MESSAGE => return Err(Parting::TooLong(len)),
-                Ok((len, _)) => self.hear(peer, buffer, len)?,
+                Ok((len, _)) => self.hear(token, peer, buffer, len)?,
                 Err(Errno::AGAIN) => break,
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(Parting::Receive(errno)),

@@ -6,11 +6,9 @@ mod stage;
 
 use ksm_engine::digest::Salt;
 use ksm_engine::knobs::KsmFile;
-use ksm_engine::order::{
-    DONATION_PAGES, Order, OrderId, Outcome, OutcomeRun, ReportRef, VisitRun, VisitState,
-};
+use ksm_engine::order::{Order, OrderId, Outcome, OutcomeRun, ReportRef, VisitRun, VisitState};
 use ksm_engine::page::{ArenaId, PAGE_SIZE, PageRun, Slot};
-use ksm_engine::wire::{Hello, MAX_MESSAGE, RefusalReason, ToDaemon};
+use ksm_engine::wire::{BUFFER_PAGES, Birth, Hello, MAX_MESSAGE, RefusalReason, ToDaemon};
 use rustix::io::Errno;
 use stage::agent::{Agent, Heard};
 use stage::{Daemon, Mounted, Scratch, wait_for, write_and_wait};
@@ -68,7 +66,7 @@ fn a_greeting_is_answered_with_a_sealed_buffer_and_the_userfaultfd_device() {
     assert_eq!(agent.descriptors.len(), 2);
     let buffer = &agent.descriptors[0];
     let size = rustix::fs::fstat(buffer).unwrap().st_size;
-    assert_eq!(size, i64::try_from(DONATION_PAGES * PAGE_SIZE).unwrap());
+    assert_eq!(size, i64::try_from(BUFFER_PAGES * PAGE_SIZE).unwrap());
     assert_eq!(rustix::fs::ftruncate(buffer, 0), Err(Errno::PERM));
     assert_eq!(rustix::io::pwrite(buffer, b"x", 0), Ok(1));
     let device = rustix::fs::fstat(&agent.descriptors[1]).unwrap();
@@ -85,6 +83,7 @@ fn a_peer_that_speaks_for_another_process_is_refused() {
     agent.say(&ToDaemon::Hello(Hello {
         pid: 1_999_999_999,
         parent: 0,
+        birth: Birth::default(),
     }));
     assert!(matches!(
         agent.hear(),
@@ -106,6 +105,7 @@ fn more_processes_than_allowed_are_refused_and_room_is_given_back() {
         agent.say(&ToDaemon::Hello(Hello {
             pid: std::process::id(),
             parent: 0,
+            birth: Birth::default(),
         }));
         agent.hear()
     };
@@ -142,6 +142,7 @@ fn peers_that_break_the_protocol_are_cut_off_and_nobody_else_notices() {
     twice.say(&ToDaemon::Hello(Hello {
         pid: std::process::id(),
         parent: 0,
+        birth: Birth::default(),
     }));
     assert!(matches!(twice.hear(), Heard::HungUp));
 

@@ -9,7 +9,7 @@ use crate::space::figures::Counters;
 use crate::space::journal::{Entry, Journal};
 use crate::space::recover::give_back_page;
 use crate::sys::memory::OwnPages;
-use crate::sys::remap::{self, AppPages, Replacement};
+use crate::sys::remap::{self, AppPages, READ_WRITE, Replacement};
 use crate::sys::uffd::{Uffd, Wait};
 use ksm_engine::order::Outcome;
 use ksm_engine::page::{PageBytes, PageRun, Slot};
@@ -215,7 +215,13 @@ impl<'a> Held<'a> {
         slot: u32,
     ) -> Result<(), Errno> {
         let part = self.pages.part(first as u64, count as u64);
-        remap::replace(part, Replacement::Slots { arena, first: slot })?;
+        let by = Replacement::Slots {
+            arena,
+            first: slot,
+            // What the kernel does not let us write it does not let us move either.
+            protection: READ_WRITE,
+        };
+        remap::replace(part, by)?;
         self.inside &= !bits(first, count);
         self.mapped |= bits(first, count);
         Ok(())

@@ -100,6 +100,14 @@ impl Agent {
                     self.map_part(&mut tables, pages, arena, slot, part);
                 }
             }
+            let fixed = todo & with_outcome(outcomes, Outcome::Unsuitable);
+            for (first, pages) in registered_parts(&tables, step.pages(), fixed) {
+                let len = usize::try_from(pages.run().len).unwrap_or(0);
+                if let Some(part) = outcomes.get_mut(first..first + len) {
+                    let slot = slot_after(slot, first);
+                    self.remap_part(&mut tables, pages, arena, slot, Kind::Fixed, part);
+                }
+            }
             drop(tables);
             todo &= with_outcome(outcomes, Outcome::Pinned);
             if todo == 0 {

@@ -11,12 +11,14 @@ use super::{Agent, STEP_PAGES, bit_runs, bits, pins, slot_after};
 use crate::space::restore::WritersHeld;
 use crate::space::states::Flags;
 use crate::space::{PATIENCE, Tables};
+use crate::sys::maps::Mapping;
 use crate::sys::pagemap::PageIs;
 use crate::sys::read::read_pages;
-use crate::sys::remap::{AppPages, Replacement, replace};
+use crate::sys::remap::{AppPages, Replacement, is_locked, lock_again, populate_read, replace};
 use ksm_engine::order::{MapRun, Outcome};
 use ksm_engine::page::{ArenaId, Slot};
 use rustix::io::Errno;
+use rustix::mm::ProtFlags;
 use std::os::fd::BorrowedFd;
 
 /// Which pages are mapped anew.
@@ -26,12 +28,20 @@ pub(super) enum Kind {
     Unbroken,
     /// Private copies.
     Broken,
+    /// Not in a file mapping of ours at all, but the kernel moves pages of writable mappings only, and none from locked
+    /// memory to memory that is not.
+    Fixed,
 }
 
 impl Kind {
     fn is(self, is: PageIs) -> bool {
         let present = is.contains(PageIs::PRESENT) && !is.contains(PageIs::ZERO);
         present && is.contains(PageIs::FILE) == (self == Self::Unbroken)
+    }
+
+    /// Whether pages of this kind can be pinned without the kernel's telling.
+    fn may_be_pinned(self) -> bool {
+        self != Self::Unbroken
     }
 }
 
@@ -90,14 +100,65 @@ impl Agent {
         kind: Kind,
         outcomes: &mut [Outcome],
     ) {
+        let mut done = 0;
+        while let Some(rest) = outcomes.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            let rest_of_pages = pages.part(done as u64, rest.len() as u64);
+            let (piece, mapping) = self.alike(rest_of_pages);
+            let len = usize::try_from(piece.run().len).unwrap_or(0).max(1);
+            let slot = slot_after(slot, done);
+            if let Some(part) = rest.get_mut(..len) {
+                self.remap_alike(tables, piece, mapping, arena, slot, kind, part);
+            }
+            done += len;
+        }
+    }
+
+    /// The first of the pages that the app may use in the same way, and the mapping of the first one.
+    fn alike(&self, pages: AppPages) -> (AppPages, Mapping) {
+        let maps = self.headroom.maps();
+        let run = pages.run();
+        let first = maps
+            .at(run.start)
+            .unwrap_or_else(|_| Mapping::unknown(run.start));
+        let mut end = first.run.end();
+        while end < run.end()
+            && let Ok(next) = maps.at(end)
+            && next.protection == first.protection
+            && (next.inode == 0) == (first.inode == 0)
+        {
+            end = next.run.end();
+        }
+        (pages.part(0, end.min(run.end()) - run.start), first)
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "what, where from, where to, and the outcome"
+    )]
+    fn remap_alike(
+        &mut self,
+        tables: &mut Tables,
+        pages: AppPages,
+        mapping: Mapping,
+        arena: &Arena<'_>,
+        slot: Slot,
+        kind: Kind,
+        outcomes: &mut [Outcome],
+    ) {
         if !self.headroom.allows_run() {
             return outcomes.fill(Outcome::NoMaps);
         }
-        if kind == Kind::Broken && pins::are_possible(self.app) {
+        if kind.may_be_pinned() && pins::are_possible(self.app) {
             // Not worth holding anybody off.
             return outcomes.fill(Outcome::Unsure);
         }
         let run = pages.run();
+        let locked = is_locked(pages);
+        let movable = !locked && mapping.protection.contains(ProtFlags::WRITE);
+        if kind == Kind::Fixed && (movable || mapping.inode != 0) {
+            // There is another reason why it could not be moved.
+            return outcomes.fill(Outcome::Unsuitable);
+        }
         let held = WritersHeld::take(&self.userfaults.protecting, &self.space.journal, pages);
         let _held = match held {
             Ok(held) => held,
@@ -108,7 +169,7 @@ impl Agent {
         let Ok(found) = self.pagemap.scan(run, run.len) else {
             return outcomes.fill(Outcome::Failed);
         };
-        if kind == Kind::Broken && pins::are_possible(self.app) {
+        if kind.may_be_pinned() && pins::are_possible(self.app) {
             return outcomes.fill(Outcome::Unsure);
         }
         outcomes.fill(Outcome::Changed);
@@ -122,7 +183,7 @@ impl Agent {
             let right = kind.is(found.of(run.start + i as u64));
             // The engine may order too early what a visit has not seen rest.
             let state = tables.states.get(run.start + i as u64).flags;
-            let right = right && (kind == Kind::Unbroken || state.contains(Flags::RESTED));
+            let right = right && (kind != Kind::Broken || state.contains(Flags::RESTED));
             if right && arena.equals(slot_after(slot, i).index, bytes) {
                 equal |= bits(i, 1);
             }
@@ -133,8 +194,14 @@ impl Agent {
             let by = Replacement::Slots {
                 arena: arena.fd(),
                 first: slot.index,
+                protection: mapping.protection,
             };
-            let outcome = match replace(part, by) {
+            let replaced = replace(part, by);
+            if replaced.is_ok() && locked && lock_again(part).is_ok() {
+                // Locked memory is memory that nobody waits for.
+                let _ = populate_read(part);
+            }
+            let outcome = match replaced {
                 Ok(()) => Outcome::Done,
                 Err(Errno::NOMEM) => Outcome::NoMaps,
                 Err(_) => Outcome::Failed,

@@ -125,7 +125,7 @@ mod tests {
     use crate::agent::arena::Arena;
     use crate::space::PATIENCE;
     use crate::sys::memory::OwnPages;
-    use crate::sys::remap::{Replacement, replace};
+    use crate::sys::remap::{READ_WRITE, Replacement, replace};
     use crate::sys::uffd::Wait;
     use ksm_engine::page::{ArenaId, PAGE_SIZE, PageBytes};
     use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, memfd_create, open};
@@ -206,6 +206,7 @@ mod tests {
             let by = Replacement::Slots {
                 arena: self.arena.as_fd(),
                 first: u32::try_from(first).expect("few"),
+                protection: READ_WRITE,
             };
             replace(self.pages().part(first, len), by).expect("mapped");
         }
@@ -333,7 +334,7 @@ mod tests {
 
     #[test]
     fn the_app_changed_its_protection_while_its_pages_were_held() {
-        let scene = Scene::new();
+        let mut scene = Scene::new();
         scene.begin();
         scene
             .userfaults

@@ -5,13 +5,12 @@
 
 use super::restore::{RestoreError, Restorer};
 use super::{Space, Tables};
-use crate::sys::maps::Maps;
+use crate::sys::maps::{Mapping, Maps};
 use crate::sys::pagemap::Pagemap;
 use crate::sys::remap::{self, AppPages, Replacement};
 use crate::sys::uffd::{Uffd, Userfaults};
 use ksm_engine::page::PageRun;
 use rustix::io::Errno;
-use rustix::mm::ProtFlags;
 
 /// Pages that are discarded under one hold of the lock.
 const DISCARD_STEP: u64 = 1 << 14;
@@ -141,13 +140,17 @@ fn replace_by_zeroes(run: PageRun) -> Result<(), Errno> {
     let maps = Maps::open();
     let mut from = run.start;
     while from < run.end() {
-        let (end, protection) = match maps.as_ref().map(|maps| maps.at(from)) {
-            Ok(Ok(mapping)) => (mapping.run.end().min(run.end()), mapping.protection),
-            // Linux before 6.11 does not say. Writable it was when it was merged.
-            _ => (run.end(), ProtFlags::READ | ProtFlags::WRITE),
+        let mapping = match maps.as_ref().map(|maps| maps.at(from)) {
+            Ok(Ok(mapping)) => mapping,
+            _ => Mapping::unknown(from),
         };
+        let end = mapping.run.end().min(run.end());
         let pages = AppPages::vouched_for(PageRun::between(from, end));
-        remap::replace(pages, Replacement::Zeroes(protection))?;
+        if remap::is_locked(pages) {
+            // As the kernel answers for locked memory of any kind.
+            return Err(Errno::INVAL);
+        }
+        remap::replace(pages, Replacement::Zeroes(mapping.protection))?;
         from = end.max(from + 1);
     }
     Ok(())

@@ -9,6 +9,7 @@ use super::Tables;
 use super::journal::{Entry, Journal};
 use super::room::has_room_for;
 use super::states::{Flags, IN_FILE};
+use crate::sys::maps::{Mapping, Maps};
 use crate::sys::memory::OwnPages;
 use crate::sys::pagemap::{PageIs, Pagemap};
 use crate::sys::read::read_pages;
@@ -167,22 +168,44 @@ impl<'a> Restorer<'a> {
                 continue;
             }
             let part = held.pages().part(unbroken.start - run.start, unbroken.len);
-            if stage_and_move(part).is_some() {
-                for page in unbroken.start..unbroken.end() {
-                    tables.states.forget(page);
-                }
+            let moved = stage_and_move(part);
+            for page in unbroken.start..unbroken.start + moved {
+                tables.states.forget(page);
             }
         }
     }
 }
 
-fn stage_and_move(pages: AppPages) -> Option<()> {
+/// Returns how many pages were done, from the first one on.
+fn stage_and_move(pages: AppPages) -> u64 {
+    let maps = Maps::open();
+    let mut done = 0;
+    while done < pages.run().len {
+        let rest = pages.part(done, u64::MAX - pages.run().end());
+        let mapping = maps.as_ref().map(|maps| maps.at(rest.run().start));
+        let mapping = match mapping {
+            Ok(Ok(mapping)) => mapping,
+            _ => Mapping::unknown(rest.run().start),
+        };
+        let part = rest.part(0, mapping.run.end() - rest.run().start);
+        if stage_part(part, mapping).is_none() {
+            break;
+        }
+        done += part.run().len;
+    }
+    done
+}
+
+fn stage_part(pages: AppPages, mapping: Mapping) -> Option<()> {
     let run = pages.run();
     let count = usize::try_from(run.len).ok()?;
     let mut staged = OwnPages::map(count).ok()?;
     if read_pages(&[run], staged.pages_mut()) != count {
         return None;
     }
+    staged
+        .imitate(mapping.protection, remap::is_locked(pages))
+        .ok()?;
     remap::move_over(staged, pages).ok()
 }
 
@@ -211,7 +234,7 @@ fn mark_broken(tables: &mut Tables, run: PageRun) {
 }
 
 fn is_mapped(run: PageRun) -> bool {
-    let maps = crate::sys::maps::Maps::open();
+    let maps = Maps::open();
     maps.is_ok_and(|maps| {
         maps.at(run.start)
             .is_ok_and(|mapping| mapping.run.covers(run))

@@ -29,6 +29,20 @@ pub struct Mapping {
     pub file_page: u64,
 }
 
+impl Mapping {
+    /// That of a page of which the kernel does not say (before Linux 6.11): writable, as it was when it was merged.
+    #[must_use]
+    pub fn unknown(page: u64) -> Self {
+        Self {
+            run: PageRun::between(page, ksm_engine::page::PAGE_LIMIT),
+            protection: super::remap::READ_WRITE,
+            shared: false,
+            inode: 0,
+            file_page: 0,
+        }
+    }
+}
+
 /// The list of mappings of one address space.
 #[derive(Debug)]
 pub struct Maps(OwnedFd);

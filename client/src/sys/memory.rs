@@ -7,7 +7,10 @@
 
 use ksm_engine::page::{PAGE_SIZE, PageBytes, PageRun};
 use rustix::io::{Errno, Result};
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
+use rustix::mm::{
+    Advice, MapFlags, MlockFlags, MprotectFlags, ProtFlags, madvise, mlock_with, mmap,
+    mmap_anonymous, mprotect, munmap,
+};
 use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
@@ -187,18 +190,31 @@ impl OwnPages {
         Some(unsafe { page.as_ref() })
     }
 
-    /// What an app may do with its memory at any time.
-    #[cfg(test)]
-    pub fn make_read_only(&self) -> Result<()> {
-        let length = self.pages * PAGE_SIZE;
-        // SAFETY: the mapping is ours; only readers follow.
+    /// Makes them what the app's pages are whose place they take. No access but by `move_over` may follow that this
+    /// protection does not allow.
+    ///
+    /// # Errors
+    /// Of `mprotect`, and of `mlock2` (over the limit of locked memory).
+    pub fn imitate(&mut self, protection: ProtFlags, locked: bool) -> Result<()> {
+        let (start, length) = (self.first.as_ptr().cast(), self.pages * PAGE_SIZE);
+        if locked {
+            // SAFETY: locking changes no byte.
+            unsafe { mlock_with(start, length, MlockFlags::ONFAULT) }?;
+        }
+        // SAFETY: self is borrowed exclusively.
         unsafe {
-            rustix::mm::mprotect(
-                self.first.as_ptr().cast(),
+            mprotect(
+                start,
                 length,
-                rustix::mm::MprotectFlags::READ,
+                MprotectFlags::from_bits_retain(protection.bits()),
             )
         }
+    }
+
+    /// What an app may do with its memory at any time.
+    #[cfg(test)]
+    pub fn make_read_only(&mut self) -> Result<()> {
+        self.imitate(ProtFlags::READ, false)
     }
 
     /// Gives the memory of the first `pages` pages back; they read as zero afterwards.
@@ -272,6 +288,10 @@ impl SharedPages {
     #[must_use]
     pub fn run(&self) -> PageRun {
         run_at(self.first, self.pages)
+    }
+
+    pub(super) fn start(&self) -> *mut c_void {
+        self.first.as_ptr().cast()
     }
 
     /// Maps pages before they are needed, so that looking at them later neither waits nor fails.

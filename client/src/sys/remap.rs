@@ -5,9 +5,10 @@
 
 use super::memory::{OwnPages, address_of, length_of};
 use ksm_engine::page::{PAGE_SIZE, PageRun};
-use rustix::io::Result;
+use rustix::io::{Errno, Result};
 use rustix::mm::{
-    Advice, MapFlags, MremapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mremap_fixed,
+    Advice, MapFlags, MlockFlags, MremapFlags, ProtFlags, madvise, mlock_with, mmap,
+    mmap_anonymous, mremap_fixed,
 };
 use std::ffi::c_void;
 use std::os::fd::BorrowedFd;
@@ -47,12 +48,14 @@ impl AppPages {
 /// What takes the place of pages.
 #[derive(Clone, Copy, Debug)]
 pub enum Replacement<'a> {
-    /// A private, writable mapping of consecutive slots of an arena.
+    /// A private mapping of consecutive slots of an arena.
     Slots {
         /// The arena.
         arena: BorrowedFd<'a>,
         /// The slot of the first page.
         first: u32,
+        /// As the app set it.
+        protection: ProtFlags,
     },
     /// Fresh anonymous memory that reads as zero, with the protection given.
     Zeroes(ProtFlags),
@@ -65,8 +68,11 @@ pub enum Replacement<'a> {
 pub fn replace(pages: AppPages, by: Replacement<'_>) -> Result<()> {
     let flags = MapFlags::PRIVATE | MapFlags::FIXED;
     match by {
-        Replacement::Slots { arena, first } => {
-            let protection = ProtFlags::READ | ProtFlags::WRITE;
+        Replacement::Slots {
+            arena,
+            first,
+            protection,
+        } => {
             let offset = u64::from(first) * PAGE_SIZE as u64;
             // SAFETY: the app registered the pages, so their old mapping is ours to replace.
             unsafe {
@@ -103,6 +109,27 @@ pub fn move_over(staged: OwnPages, pages: AppPages) -> Result<()> {
     // Its address range is free, and may be somebody else's already.
     std::mem::forget(staged);
     Ok(())
+}
+
+/// What a plain mapping may be used for.
+pub const READ_WRITE: ProtFlags = ProtFlags::READ.union(ProtFlags::WRITE);
+
+/// Whether the app locked the mapping of the pages (`mlock`). Asked by an advice that locked memory refuses; where it
+/// is taken the pages become the next ones to be swapped out, which costs them nothing.
+#[must_use]
+pub fn is_locked(pages: AppPages) -> bool {
+    // SAFETY: the advice changes no byte.
+    let advised = unsafe { madvise(pages.start(), pages.length(), Advice::LinuxCold) };
+    advised == Err(Errno::INVAL)
+}
+
+/// Locks pages again that were replaced, without touching them: populating would break what is merged.
+///
+/// # Errors
+/// Of `mlock2`: over the limit of locked memory.
+pub fn lock_again(pages: AppPages) -> Result<()> {
+    // SAFETY: locking changes no byte.
+    unsafe { mlock_with(pages.start(), pages.length(), MlockFlags::ONFAULT) }
 }
 
 /// `MADV_DONTNEED`, in the app's name.

@@ -4,9 +4,9 @@
 #![allow(dead_code, reason = "no test program uses all of it")]
 
 use ksm_engine::digest::Salt;
-use ksm_engine::order::{DONATION_PAGES, Order, OrderId, ReportRef, VisitState};
+use ksm_engine::order::{Order, OrderId, ReportRef, VisitState};
 use ksm_engine::page::{PAGE_SIZE, PageRun};
-use ksm_engine::wire::{Hello, MessageBuffer, ToAgent, ToDaemon};
+use ksm_engine::wire::{BUFFER_PAGES, Hello, MessageBuffer, ToAgent, ToDaemon};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::io::{IoSlice, IoSliceMut};
@@ -169,7 +169,7 @@ impl Peer {
         self.hello = Some(hello);
         let flags = MemfdFlags::ALLOW_SEALING | MemfdFlags::CLOEXEC;
         let donation = rustix::fs::memfd_create("donation", flags).expect("memfd");
-        rustix::fs::ftruncate(&donation, (DONATION_PAGES * PAGE_SIZE) as u64).expect("ftruncate");
+        rustix::fs::ftruncate(&donation, (BUFFER_PAGES * PAGE_SIZE) as u64).expect("ftruncate");
         let seals = SealFlags::GROW | SealFlags::SHRINK;
         rustix::fs::fcntl_add_seals(&donation, seals).expect("seals");
         let device = rustix::fs::open(

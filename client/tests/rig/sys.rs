@@ -88,6 +88,12 @@ impl Memory {
         unsafe { madvise(self.pointer(page).cast(), pages * PAGE_SIZE, advice) }.unwrap();
     }
 
+    pub fn protect_part(&self, page: usize, pages: usize, flags: MprotectFlags) {
+        // SAFETY: the pages are part of the mapping, and tests know what they may do with them.
+        let result = unsafe { mprotect(self.pointer(page).cast(), pages * PAGE_SIZE, flags) };
+        result.unwrap();
+    }
+
     pub fn lock(&self) {
         // SAFETY: the memory is ours.
         unsafe { rustix::mm::mlock(self.start.cast(), self.pages * PAGE_SIZE) }.unwrap();

@@ -9,13 +9,14 @@ use crate::page::MmId;
 use crate::store::SlotStore;
 
 impl<S: SlotStore> Engine<S> {
-    /// Has all zero pages counted, so that [`Engine::counters`] and [`Engine::figures`] state those that are in place now.
-    pub fn count_zero_pages(&mut self) -> Written {
+    /// Has the zero pages of the mms `of` counted, so that [`Engine::counters`] and [`Engine::figures`] state those that are in
+    /// place now.
+    pub fn count_zero_pages(&mut self, of: impl Fn(MmId) -> bool) -> Written {
         let may_have = |mm: &super::Mm| mm.answers() && (mm.zero_pages > 0 || !mm.counted);
         let asked: Vec<MmId> = self
             .mms
             .iter()
-            .filter_map(|(id, mm)| may_have(mm).then_some(id))
+            .filter_map(|(id, mm)| (of(id) && may_have(mm)).then_some(id))
             .collect();
         if asked.is_empty() {
             return Written::Done;

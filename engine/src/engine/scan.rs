@@ -72,9 +72,9 @@ impl<S: SlotStore> Engine<S> {
     pub(super) fn pump(&mut self) {
         loop {
             let progress = match &self.ksmd {
-                Ksmd::Idle => self.can_scan() && self.start_batch(),
+                Ksmd::Idle => !self.held && self.can_scan() && self.start_batch(),
                 Ksmd::Sleeping(sleep) => {
-                    sleep.until <= self.now && {
+                    !self.held && sleep.until <= self.now && {
                         self.ksmd = Ksmd::Idle;
                         self.can_scan()
                     }
@@ -86,6 +86,21 @@ impl<S: SlotStore> Engine<S> {
                 break;
             }
         }
+    }
+
+    /// Whether a batch would begin at `now`, or has not begun because of [`Engine::hold`].
+    #[must_use]
+    pub fn is_batch_due(&self, now: Duration) -> bool {
+        match &self.ksmd {
+            Ksmd::Idle => self.can_scan(),
+            Ksmd::Sleeping(sleep) => sleep.until <= now && self.can_scan(),
+            Ksmd::Batch(_) | Ksmd::Unmerging { .. } => false,
+        }
+    }
+
+    /// While `held` no batch begins: somebody who is about to join is waited for.
+    pub fn hold(&mut self, held: bool) {
+        self.held = held;
     }
 
     fn can_scan(&self) -> bool {

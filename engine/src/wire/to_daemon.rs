@@ -2,6 +2,7 @@
 
 use super::format::{Full, Header, MessageBuffer, WireError};
 use super::format::{array, arrays, bare, check_ascending, check_total, encode, split};
+use super::ledger::Birth;
 use crate::order::{
     MAX_RUNS, OrderId, Outcome, OutcomeRun, ReportRef, VISIT_PAGES, VisitRun, VisitState,
 };
@@ -14,6 +15,8 @@ pub struct Hello {
     pub pid: u32,
     /// Process id that the app was forked from while its pages were merged; 0 if none.
     pub parent: u32,
+    /// The fork that the app came from.
+    pub birth: Birth,
 }
 
 /// A message from an agent to the daemon. None carries descriptors.
@@ -62,8 +65,9 @@ impl<'a> ToDaemon<'a> {
     /// When it does not fit.
     pub fn encode(&self, buffer: &mut MessageBuffer) -> Result<usize, Full> {
         match *self {
-            Self::Hello(Hello { pid, parent }) => {
-                let header = Header::new(HELLO).scalars([pid.into(), parent.into(), 0]);
+            Self::Hello(Hello { pid, parent, birth }) => {
+                let birth = u64::from(birth.ledger) << 32 | u64::from(birth.number);
+                let header = Header::new(HELLO).scalars([pid.into(), parent.into(), birth]);
                 encode(buffer, header, NONE, NONE)
             }
             Self::Query => encode(buffer, Header::new(QUERY), NONE, NONE),
@@ -114,11 +118,15 @@ impl<'a> ToDaemon<'a> {
         match header.kind {
             HELLO => {
                 bare(header, body)?;
-                let [pid, parent, _] = header.scalars;
+                let [pid, parent, birth] = header.scalars;
                 let number = |n: u64| u32::try_from(n).map_err(|_| WireError::Number(u32::MAX));
                 Ok(Self::Hello(Hello {
                     pid: number(pid)?,
                     parent: number(parent)?,
+                    birth: Birth {
+                        ledger: number(birth >> 32)?,
+                        number: number(birth & u64::from(u32::MAX))?,
+                    },
                 }))
             }
             QUERY => bare(header, body).map(|()| Self::Query),

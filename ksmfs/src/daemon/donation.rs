@@ -6,8 +6,10 @@
 
 use ksm_engine::order::{DONATION_PAGES, Donation};
 use ksm_engine::page::{PAGE_SIZE, PageBytes};
+use ksm_engine::wire::{BUFFER_PAGES, CHILDREN, LEDGER_OFFSET, Ledger};
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use rustix::io::Errno;
+use std::mem::offset_of;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// The donation buffer of one peer.
@@ -21,7 +23,7 @@ impl DonationBuffer {
     ///
     /// # Errors
     /// When the system refuses.
-    pub fn new() -> Result<Self, Errno> {
+    pub fn new(ledger: u32) -> Result<Self, Errno> {
         let flags = MemfdFlags::ALLOW_SEALING | MemfdFlags::CLOEXEC;
         let memfd = match rustix::fs::memfd_create(c"ksm-donation", flags | MemfdFlags::NOEXEC_SEAL)
         {
@@ -29,13 +31,44 @@ impl DonationBuffer {
             Err(Errno::INVAL) => rustix::fs::memfd_create(c"ksm-donation", flags)?,
             made => made?,
         };
-        let bytes = DONATION_PAGES * PAGE_SIZE;
-        rustix::fs::ftruncate(&memfd, bytes as u64)?;
+        rustix::fs::ftruncate(&memfd, (BUFFER_PAGES * PAGE_SIZE) as u64)?;
+        let id = LEDGER_OFFSET + offset_of!(Ledger, id) as u64;
+        rustix::io::pwrite(&memfd, &ledger.to_ne_bytes(), id)?;
         rustix::fs::fcntl_add_seals(
             &memfd,
             SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL,
         )?;
         Ok(Self { memfd })
+    }
+
+    /// Forks that the app has begun.
+    #[must_use]
+    pub fn forks(&self) -> u32 {
+        self.number(offset_of!(Ledger, forks))
+    }
+
+    /// Process id of a child, as it states it; 0 if it did not.
+    #[must_use]
+    pub fn child(&self, number: u32) -> u32 {
+        let place = (number % CHILDREN) as usize;
+        self.number(offset_of!(Ledger, children) + place * size_of::<u32>())
+    }
+
+    /// Calls the children with lower numbers.
+    pub fn call(&self, below: u32) {
+        let at = LEDGER_OFFSET + offset_of!(Ledger, called) as u64;
+        // Without memory for the page they come when they come.
+        let _ = rustix::io::pwrite(&self.memfd, &below.to_ne_bytes(), at);
+    }
+
+    fn number(&self, offset: usize) -> u32 {
+        let mut bytes = [0; 4];
+        let read = rustix::io::pread(&self.memfd, &mut bytes, LEDGER_OFFSET + offset as u64);
+        if read == Ok(bytes.len()) {
+            u32::from_ne_bytes(bytes)
+        } else {
+            0
+        }
     }
 
     /// What the agent gets.
@@ -75,12 +108,13 @@ mod tests {
     use super::DonationBuffer;
     use ksm_engine::order::{DONATION_PAGES, Donation};
     use ksm_engine::page::PAGE_SIZE;
+    use ksm_engine::wire::BUFFER_PAGES;
     use rustix::fs::FallocateFlags;
     use rustix::io::Errno;
 
     #[test]
     fn pages_arrive_as_the_peer_wrote_them() {
-        let buffer = DonationBuffer::new().unwrap();
+        let buffer = DonationBuffer::new(1).unwrap();
         let last = DONATION_PAGES - 1;
         let at = last as u64 * PAGE_SIZE as u64;
         rustix::io::pwrite(buffer.descriptor(), &[7; PAGE_SIZE], at).unwrap();
@@ -93,16 +127,18 @@ mod tests {
 
     #[test]
     fn a_freed_buffer_holds_no_memory() {
-        let buffer = DonationBuffer::new().unwrap();
+        let buffer = DonationBuffer::new(1).unwrap();
+        let blocks = || rustix::fs::fstat(buffer.descriptor()).unwrap().st_blocks;
+        let of_ledger = blocks();
         rustix::io::pwrite(buffer.descriptor(), &[7; PAGE_SIZE], 0).unwrap();
-        assert!(rustix::fs::fstat(buffer.descriptor()).unwrap().st_blocks > 0);
+        assert!(blocks() > of_ledger);
         buffer.free();
-        assert_eq!(rustix::fs::fstat(buffer.descriptor()).unwrap().st_blocks, 0);
+        assert_eq!(blocks(), of_ledger);
     }
 
     #[test]
     fn a_peer_that_punches_and_shrinks_does_no_harm() {
-        let buffer = DonationBuffer::new().unwrap();
+        let buffer = DonationBuffer::new(1).unwrap();
         let fd = buffer.descriptor();
         assert_eq!(rustix::fs::ftruncate(fd, 0), Err(Errno::PERM));
         rustix::io::pwrite(fd, &[7; PAGE_SIZE], 0).unwrap();
@@ -111,7 +147,7 @@ mod tests {
         let mut page = [1; PAGE_SIZE];
         buffer.copy_page(0, &mut page);
         assert_eq!(page, [0; PAGE_SIZE]);
-        buffer.copy_page(DONATION_PAGES, &mut page);
+        buffer.copy_page(BUFFER_PAGES, &mut page);
         assert_eq!(page, [0; PAGE_SIZE]);
     }
 }

@@ -1,5 +1,6 @@
 //! The connected peers, and the ways of finding one.
 
+use super::children::Children;
 use super::donation::DonationBuffer;
 use super::identity::Credentials;
 use super::outbox::Outbox;
@@ -31,6 +32,12 @@ pub struct Agent {
     pub app: Pid,
     /// Where it puts the bytes of pages.
     pub donation: DonationBuffer,
+    /// The number of its ledger.
+    pub ledger: u32,
+    /// Its forked children.
+    pub children: Children,
+    /// Readable when the app has ended.
+    pub _end: OwnedFd,
     /// What it has registered.
     pub regions: Regions,
 }
@@ -120,6 +127,16 @@ impl Peers {
     #[must_use]
     pub fn agent_of(&self, mm: MmId) -> Option<u64> {
         self.by_mm.get(&mm).copied()
+    }
+
+    /// All agents.
+    pub fn agents_mut(&mut self) -> impl Iterator<Item = &mut Agent> {
+        self.by_token
+            .values_mut()
+            .filter_map(|peer| match &mut peer.role {
+                Role::Agent(agent) => Some(&mut **agent),
+                _ => None,
+            })
     }
 
     /// The address spaces of an app: one, or none if it has no agent. More only if it loaded the library twice.

@@ -4,19 +4,22 @@
 //! its order, and whatever breaks the rules ends the connection. That costs the peer its merging, and nobody else
 //! anything.
 
-use super::Daemon;
+use super::children::Children;
 use super::donation::DonationBuffer;
 use super::identity;
 use super::outbox::SendError;
 use super::peers::{Agent, Peer, Role};
 use super::regions::Regions;
-use ksm_engine::engine::ReportError;
+use super::{Answer, Daemon, ENDED};
+use ksm_engine::engine::{ReportError, Written};
 use ksm_engine::order::{Order, OrderId};
 use ksm_engine::page::{ArenaId, DomainId};
 use ksm_engine::wire::{
     Figures, Hello, MessageBuffer, RefusalReason, ToAgent, ToDaemon, WireError,
 };
+use rustix::event::epoll;
 use rustix::io::Errno;
+use rustix::process::{PidfdFlags, pidfd_open};
 use std::os::fd::AsFd;
 
 /// Most separate regions of one agent: what a process with the kernel's default of 65530 maps can have.
@@ -28,6 +31,9 @@ pub enum Parting {
     /// The peer hung up.
     #[error("it hung up")]
     HungUp,
+    /// The app has ended.
+    #[error("it has ended")]
+    Ended,
     /// A message breaks the protocol.
     #[error("bad message: {0}")]
     Wire(#[from] WireError),
@@ -66,6 +72,7 @@ impl Parting {
         matches!(
             self,
             Self::HungUp
+                | Self::Ended
                 | Self::Receive(Errno::CONNRESET)
                 | Self::Send(SendError::Os(Errno::PIPE | Errno::CONNRESET))
         )
@@ -76,6 +83,7 @@ impl Daemon {
     /// Acts on one message, which lies at the start of `buffer` and is `len` bytes long.
     pub(super) fn hear(
         &mut self,
+        token: u64,
         peer: &mut Peer,
         buffer: &mut MessageBuffer,
         len: usize,
@@ -83,10 +91,10 @@ impl Daemon {
         let message = ToDaemon::decode(&buffer.0[..len])?;
         match (&mut peer.role, message) {
             (Role::Surplus, _) => self.refuse(peer, RefusalReason::TooMany, buffer),
-            (Role::Unknown, ToDaemon::Hello(hello)) => self.greet(peer, hello, buffer),
+            (Role::Unknown, ToDaemon::Hello(hello)) => self.greet(token, peer, hello, buffer),
             (Role::Unknown | Role::Asking, ToDaemon::Query) => {
                 peer.role = Role::Asking;
-                self.tell_figures(peer, buffer)
+                self.tell_figures(token, peer, buffer)
             }
             (Role::Unknown | Role::Asking, ToDaemon::Locate) => {
                 peer.role = Role::Asking;
@@ -142,6 +150,7 @@ impl Daemon {
 
     fn greet(
         &mut self,
+        token: u64,
         peer: &mut Peer,
         hello: Hello,
         buffer: &mut MessageBuffer,
@@ -150,18 +159,34 @@ impl Daemon {
             return self.refuse(peer, RefusalReason::WrongPid, buffer);
         };
         let domain = DomainId(peer.credentials.uid);
-        let donation = DonationBuffer::new().map_err(Parting::Donation)?;
+        let Ok(end) = pidfd_open(app, PidfdFlags::empty()) else {
+            return Err(Parting::Ended);
+        };
+        let ledger = self.next_ledger;
+        self.next_ledger = ledger.checked_add(1).unwrap_or(1);
+        let donation = DonationBuffer::new(ledger).map_err(Parting::Donation)?;
         let Some(mm) = self.engine.add_mm(domain) else {
             return self.refuse(peer, RefusalReason::TooMany, buffer);
         };
         // From here on the end of the connection takes the mm away again.
         let salt = self.engine.salt(domain);
+        let data = epoll::EventData::new_u64(token | ENDED);
+        let watched = epoll::add(&self.epoll, &end, data, epoll::EventFlags::IN);
+        for agent in self.peers.agents_mut() {
+            if agent.ledger == hello.birth.ledger {
+                agent.children.joined(&agent.donation, hello.birth.number);
+            }
+        }
         peer.role = Role::Agent(Box::new(Agent {
             mm,
             app,
             donation,
+            ledger,
+            children: Children::default(),
+            _end: end,
             regions: Regions::default(),
         }));
+        watched.map_err(SendError::from)?;
         let Role::Agent(agent) = &peer.role else {
             return Ok(());
         };
@@ -187,7 +212,28 @@ impl Daemon {
         Err(Parting::Refused(reason))
     }
 
-    fn tell_figures(&self, peer: &mut Peer, buffer: &mut MessageBuffer) -> Result<(), Parting> {
+    /// Answers a query, perhaps only after a count.
+    fn tell_figures(
+        &mut self,
+        token: u64,
+        peer: &mut Peer,
+        buffer: &mut MessageBuffer,
+    ) -> Result<(), Parting> {
+        let of_app: Vec<_> = self.peers.of_app(peer.credentials.pid).collect();
+        match self.engine.count_zero_pages(|mm| of_app.contains(&mm)) {
+            Written::Pending(ticket) => {
+                self.await_count(ticket, Answer::Figures(token));
+                Ok(())
+            }
+            Written::Done => self.send_figures(peer, buffer),
+        }
+    }
+
+    pub(super) fn send_figures(
+        &self,
+        peer: &mut Peer,
+        buffer: &mut MessageBuffer,
+    ) -> Result<(), Parting> {
         let mut sum = Figures::default();
         for mm in self.peers.of_app(peer.credentials.pid) {
             let figures = self.engine.figures(mm);

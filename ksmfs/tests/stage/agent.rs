@@ -5,7 +5,8 @@ use ksm_engine::digest::Salt;
 use ksm_engine::order::{Order, OrderId, OrderRef, ReportRef};
 use ksm_engine::page::{PageRun, Slot};
 use ksm_engine::wire::{
-    Figures, Hello, MAX_MESSAGE, MessageBuffer, MountDevice, RefusalReason, ToAgent, ToDaemon,
+    Birth, Figures, Hello, MAX_MESSAGE, MessageBuffer, MountDevice, RefusalReason, ToAgent,
+    ToDaemon,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -57,6 +58,7 @@ impl Agent {
         agent.say(&ToDaemon::Hello(Hello {
             pid: std::process::id(),
             parent: 0,
+            birth: Birth::default(),
         }));
         let heard = agent.hear();
         assert!(matches!(heard, Heard::Welcome), "{heard:?}");

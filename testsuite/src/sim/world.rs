@@ -315,6 +315,14 @@ impl World {
         written
     }
 
+    /// Has zero pages counted, as a daemon does before somebody reads how many there are.
+    pub fn count_zero_pages(&mut self) {
+        if let Written::Pending(ticket) = self.engine.count_zero_pages(|_| true) {
+            self.pending.insert(ticket);
+        }
+        self.pass_on();
+    }
+
     /// Lets time pass.
     pub fn wait(&mut self, time: Duration) {
         self.now += time;

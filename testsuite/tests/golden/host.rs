@@ -240,9 +240,16 @@ impl Host {
 
     /// Records all counters.
     pub fn record(&mut self, label: &str) {
+        self.count_zero_pages();
         self.world.check();
         let row = COLUMNS.map(|file| self.read(file)).to_vec();
         self.rows.push((label.to_owned(), row));
+    }
+
+    /// What a daemon does before somebody reads a live figure.
+    pub fn count_zero_pages(&mut self) {
+        self.world.count_zero_pages();
+        self.world.settle();
     }
 
     /// The rows recorded so far: label and counters.

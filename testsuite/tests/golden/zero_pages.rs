@@ -109,3 +109,55 @@ fn t15_a_process_with_zero_pages_ends() {
         ",
     );
 }
+
+#[test]
+fn t15b_zero_pages_are_counted_live_in_parent_and_child() {
+    let mut host = Host::new(&[(KsmFile::UseZeroPages, "1")]);
+    let parent = host.process_of(10, 0);
+    host.start();
+    host.steps(2);
+    let child = host.fork(parent);
+    host.record("forked");
+    let figures = host.figures(child);
+    assert_eq!((figures.zero_pages, figures.profit), (10, 40960));
+    host.steps(2);
+    host.fill(child, pages(0, 0..1), 1);
+    host.record("child writes 1");
+    host.fill(parent, pages(0, 1..2), 1);
+    host.record("parent writes 1");
+    host.exit(child);
+    host.record("child exits");
+    host.expect(
+        "
+        scan                        1    0    0    0   10    0    0    0    10    0     -640
+        scan                        2    0    0    0   10   10    0    0    20    0    40320
+        scan                        3    0    0    0    0   10    0    0    20    0    40960
+        forked                      3    0    0    0    0   20    0    0    20    0    81920
+        scan                        4    0    0    0    0   20    0    0    20    0    81920
+        scan                        5    0    0    0    0   20    0    0    20    0    81920
+        child writes 1              5    0    0    0    0   19    0    0    20    0    77824
+        parent writes 1             5    0    0    0    0   18    0    0    20    0    73728
+        child exits                 5    0    0    0    0    9    0    0    20    0    36864
+        ",
+    );
+}
+
+#[test]
+fn t15c_zero_pages_are_unmerged() {
+    let mut host = Host::new(&[(KsmFile::UseZeroPages, "1")]);
+    let a = host.process_of(10, 0);
+    host.start();
+    host.steps(2);
+    host.unadvise(a, pages(0, 0..4));
+    host.record("4 unmergeable");
+    host.steps(1);
+    host.expect(
+        "
+        scan                        1    0    0    0   10    0    0    0    10    0     -640
+        scan                        2    0    0    0   10   10    0    0    20    0    40320
+        scan                        3    0    0    0    0   10    0    0    20    0    40960
+        4 unmergeable               3    0    0    0    0    6    0    0    20    0    24576
+        scan                        4    0    0    0    0    6    0    0    20    0    24576
+        ",
+    );
+}
