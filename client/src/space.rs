@@ -92,20 +92,25 @@ impl Tables {
         None
     }
 
-    /// See [`Space::register`].
-    fn register(&mut self, run: PageRun) -> Result<(), RegisterError> {
+    /// Sees to it that something can be known of the pages.
+    fn make_room(&mut self, run: PageRun) -> Result<(), RegisterError> {
         if !run.is_valid() {
             return Err(RegisterError::Range(run));
         }
         loop {
             match self.states.grow(run) {
-                Ok(Ok(None)) => break,
+                Ok(Ok(None)) => return Ok(()),
                 Ok(Ok(Some(own))) => self.add_own(own),
                 Ok(Err(full)) => Err(full),
                 Err(errno) => return Err(RegisterError::Os { run, errno }),
             }
             .map_err(|Full| RegisterError::Full(run))?;
         }
+    }
+
+    /// See [`Space::register`].
+    fn register(&mut self, run: PageRun) -> Result<(), RegisterError> {
+        self.make_room(run)?;
         let next_free = |tables: &Self, from| tables.first_free(PageRun::between(from, run.end()));
         let pieces = std::iter::successors(next_free(self, run.start), |piece| {
             next_free(self, piece.end())

@@ -10,6 +10,7 @@ mod advice;
 mod changing;
 mod maps;
 mod mode;
+mod moving;
 mod proc_files;
 mod processes;
 mod suitable;

@@ -44,29 +44,6 @@ pub fn munmap(addr: usize, len: usize) -> Answer {
     Ok(done)
 }
 
-/// `mremap`.
-pub fn mremap(addr: usize, old_len: usize, new_len: usize, flags: usize, to: usize) -> Answer {
-    let arguments = [addr, old_len, new_len, flags, to];
-    let old = pages(addr, old_len);
-    let Some(mut changing) = Changing::begin_unmerged(old)? else {
-        return call(libc::SYS_mremap, arguments);
-    };
-    let was_registered = changing.first_registered(old) == Some(old);
-    let start = call(libc::SYS_mremap, arguments)?;
-    let new = pages(start, new_len);
-    if start == addr {
-        changing.forget(PageRun::between(new.end(), old.end()));
-    } else {
-        changing.forget(new);
-        changing.forget(old);
-    }
-    if was_registered || mode::merges_any() {
-        let _ = changing.register(new);
-    }
-    changing.end();
-    Ok(start)
-}
-
 /// `mprotect`, and with a key `pkey_mprotect`.
 pub fn mprotect(addr: usize, len: usize, protection: usize, key: Option<usize>) -> Answer {
     let make = || match key {

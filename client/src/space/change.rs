@@ -73,6 +73,27 @@ impl Change<'_> {
         self.tables.forget_states(run);
     }
 
+    /// Sees to it that pages can be moved there. See [`Self::moved`].
+    ///
+    /// # Errors
+    /// As [`Space::register`].
+    pub fn make_room(&mut self, run: PageRun) -> Result<(), RegisterError> {
+        self.tables.make_room(run)
+    }
+
+    /// The mappings of `from` have been moved to the pages from `to` on, of which nothing is known: what has to be known
+    /// of those in file mappings of ours goes along.
+    pub fn moved(&mut self, from: PageRun, to: u64) {
+        let mut rest = from;
+        while let Some(in_file) = self.tables.states.first_in_file(rest) {
+            for page in in_file.start..in_file.end() {
+                let state = self.tables.states.get(page);
+                self.tables.states.set(to + (page - from.start), state);
+            }
+            rest = PageRun::between(in_file.end(), from.end());
+        }
+    }
+
     /// Registers pages. See [`Space::register`].
     ///
     /// # Errors

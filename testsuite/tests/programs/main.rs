@@ -1,6 +1,7 @@
 //! Real programs that know /sys/kernel/mm/ksm, and the ways in which others use it. docs/PROGRAMS.md lists them.
 
 mod ksmtuned;
+mod moving;
 mod node_exporter;
 mod readers;
 mod tmpfiles;

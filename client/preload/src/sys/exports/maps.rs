@@ -2,6 +2,7 @@
 
 use crate::advice;
 use crate::maps;
+use crate::moving;
 use crate::sys::call::{address, number, set_errno, wide};
 use std::ffi::{c_int, c_uint, c_void};
 
@@ -66,7 +67,7 @@ pub unsafe extern "C" fn mremap(
     flags: c_int,
     to: *mut c_void,
 ) -> *mut c_void {
-    address(maps::mremap(
+    address(moving::mremap(
         addr.expose_provenance(),
         old_len,
         new_len,
