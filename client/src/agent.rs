@@ -17,6 +17,8 @@ pub mod report;
 mod visit;
 mod zero;
 
+pub use remap::REST;
+
 use crate::space::restore::{RestoreError, Restorer};
 use crate::space::{PATIENCE, Space};
 use crate::sys::maps::Maps;
@@ -32,6 +34,7 @@ use ksm_engine::page::{PageBytes, PageRun, Slot};
 use report::ReportBuffer;
 use rustix::io::Errno;
 use std::os::fd::BorrowedFd;
+use std::time::Instant;
 use twox_hash::XxHash3_64;
 
 /// Pages of one step under the lock.
@@ -97,6 +100,8 @@ pub struct Agent {
     buffer: OwnPages,
     quarantine: Quarantine,
     headroom: Headroom,
+    /// When a visit last found a page broken that was not known to be.
+    broken_seen: Option<Instant>,
 }
 
 impl Agent {
@@ -149,6 +154,7 @@ impl Agent {
             buffer,
             quarantine,
             headroom: Headroom::new(maps).map_err(AgentError::of("vm.max_map_count"))?,
+            broken_seen: None,
         };
         // Only now, when nothing but `drop` can unmap them: what is entered here and unmapped by an early return may be
         // the app's memory by the time that a dead agent is cleaned up after.
@@ -186,7 +192,7 @@ impl Agent {
             debug_assert_eq!(got, 1);
             let _ = (quick_hash(first), self.salt.digest(first), is_zero(first));
         }
-        let _ = std::time::Instant::now();
+        let _ = Instant::now();
     }
 
     /// Does what is ordered and reports on it. `arena` is the descriptor that came with an order to map or remap.
@@ -199,9 +205,14 @@ impl Agent {
         out.clear();
         let ready = self.space.sweep();
         match *order {
-            OrderRef::Visit { range, limit, skip } => {
+            OrderRef::Visit {
+                range,
+                limit,
+                skip,
+                nodes,
+            } => {
                 let end = if ready {
-                    self.visit(range, limit, skip, out)
+                    self.visit(range, limit, skip, nodes, out)
                 } else {
                     range.start
                 };

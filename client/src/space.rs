@@ -155,6 +155,17 @@ impl Tables {
         }
     }
 
+    /// The mappings of these pages are gone. Their hashes stay: what comes into their place with the same bytes is calm, as
+    /// for ksmd, which goes by the address.
+    fn forget_mappings(&mut self, run: PageRun) {
+        let mut rest = run;
+        while let Some(page) = self.states.first(rest) {
+            self.states
+                .update(page, |state| state.flags &= states::Flags::SEEN);
+            rest = PageRun::between(page + 1, run.end());
+        }
+    }
+
     /// Forgets what visits found, but not which pages are in a file mapping of ours.
     pub(crate) fn forget_visits(&mut self, run: PageRun) {
         let mut rest = run;

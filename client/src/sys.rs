@@ -13,6 +13,7 @@ pub mod kcmp;
 pub mod ledger;
 pub mod maps;
 pub mod memory;
+pub mod numa;
 pub mod pagemap;
 pub mod read;
 pub mod remap;

@@ -4,6 +4,7 @@
 
 mod rig;
 
+use ksm_client::agent::REST;
 use ksm_client::space::release::Release;
 use ksm_engine::order::{MapRun, OrderRef, Outcome, VisitState};
 use ksm_engine::page::{ArenaId, PAGE_SIZE, PageRun};
@@ -12,6 +13,7 @@ use rig::{Arena, Rig, page};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MprotectFlags};
 use std::os::fd::AsFd;
+use std::time::Instant;
 
 const DONE: Outcome = Outcome::Done;
 
@@ -185,12 +187,9 @@ fn unmerged_pages_are_plain_memory_that_merges_again() {
     let _ = rig.visit(memory.run());
     let states = rig.states(memory.run());
     for (i, state) in states.iter().enumerate() {
-        let want = if i == 7 {
-            VisitState::Unsure
-        } else {
-            VisitState::Calm
-        };
-        assert_eq!(*state, want, "page {i}");
+        // The one that was broken may have been pinned since.
+        let unsure = i == 7 && *state == VisitState::Unsure;
+        assert!(*state == VisitState::Calm || unsure, "page {i}: {state:?}");
     }
     let outcomes = rig.map(&memory, 8, 292, &arena, 8);
     assert!(outcomes.iter().all(|o| *o == DONE), "{outcomes:?}");
@@ -220,6 +219,28 @@ fn unregistered_pages_are_private_when_the_call_returns() {
         }
         rig.space.unregister(memory.run(), Release::Forget).unwrap();
     }
+}
+
+#[test]
+fn memory_that_took_the_place_of_merged_pages_with_the_same_bytes_is_calm_at_once() {
+    let mut rig = Rig::new();
+    let memory = rig.memory(10, page);
+    let arena = Arena::new(1, 10, page);
+    let _ = rig.visit(memory.run());
+    rig.merge(&memory, &arena);
+    memory.replace_behind_our_back();
+    for i in 0..10 {
+        memory.write(i, &page(i + usize::from(i == 3)));
+    }
+    for (i, state) in rig.states(memory.run()).into_iter().enumerate() {
+        let want = if i == 3 {
+            VisitState::Changed
+        } else {
+            VisitState::Calm
+        };
+        assert_eq!(state, want, "page {i}");
+    }
+    assert_eq!(rig.map(&memory, 0, 3, &arena, 0), [DONE; 3]);
 }
 
 #[test]
@@ -339,23 +360,33 @@ fn unbroken_pages_are_remapped_and_broken_ones_left() {
 }
 
 #[test]
-fn a_broken_page_merges_again_after_a_visit_of_rest_where_there_are_no_pins() {
+fn a_broken_page_merges_again_in_one_scan_and_after_a_rest_where_there_are_no_pins() {
     let mut rig = Rig::new();
     let memory = rig.memory(3, page);
     let arena = Arena::new(1, 3, page);
     let _ = rig.visit(memory.run());
     let _ = rig.visit(memory.run());
     rig.merge(&memory, &arena);
-    // The same bytes: calm at once, but not yet to be trusted.
+    // The same bytes: calm at once.
     memory.write(1, &page(1));
-    assert_eq!(
-        rig.states(memory.run()),
-        [VisitState::Merged, VisitState::Unsure, VisitState::Merged]
-    );
+    let broken = Instant::now();
     let (_, pages, digests, _) = rig.visit_with(memory.run(), 2048, &[]);
-    let direct = rig::direct_file(1, page);
-    assert_eq!(pages[1].1, VisitState::Calm);
+    let states: Vec<_> = pages.iter().map(|(_, state, _)| *state).collect();
+    assert_eq!(
+        states,
+        [VisitState::Merged, VisitState::Calm, VisitState::Merged]
+    );
     assert_eq!(digests, [rig::SALT.digest(&page(1))]);
+    assert_eq!(rig.map(&memory, 1, 1, &arena, 1), [DONE]);
+    // Another process may have been at it when it was seen.
+    assert!(
+        broken.elapsed() >= REST,
+        "merged after {:?}",
+        broken.elapsed()
+    );
+    memory.write(1, &page(1));
+    let _ = rig.visit(memory.run());
+    let direct = rig::direct_file(1, page);
     assert_eq!(
         rig.map(&memory, 1, 1, &arena, 1),
         [Outcome::Unsure],
@@ -427,7 +458,7 @@ fn a_stopped_app_inside_a_call_makes_the_agent_say_busy() {
     let memory = rig.memory(200, page);
     let arena = Arena::new(1, 200, page);
     let held = rig.space.hold_off();
-    let before = std::time::Instant::now();
+    let before = Instant::now();
     assert_eq!(rig.map(&memory, 0, 200, &arena, 0), [Outcome::Busy; 200]);
     assert!(before.elapsed() < std::time::Duration::from_secs(5));
     drop(held);

@@ -60,6 +60,27 @@ fn what_is_seen_of_a_page_does_not_outlive_it() {
     assert_eq!(rig.states(memory.run()), [Changed, CalmKnown]);
 }
 
+/// The kernel is asked where each page is. On a machine with one node that is node 0 for all of them.
+#[test]
+fn a_visit_says_on_which_nodes_pages_are_if_it_is_asked() {
+    let mut rig = Rig::new();
+    let online = std::fs::read_to_string("/sys/devices/system/node/online");
+    let online = online.unwrap_or_else(|_| "0\n".into());
+    println!("NUMA nodes of this machine: {online}");
+    let nodes = rig::nodes_online(&online);
+    let memory = Memory::map(8 * nodes.len());
+    rig.space.register(memory.run()).unwrap();
+    let mut want = Vec::new();
+    for (i, node) in nodes.iter().enumerate() {
+        memory.prefer_node(8 * i, 8, *node);
+        for page_of_node in 8 * i..8 * (i + 1) {
+            memory.write(page_of_node, &page(page_of_node));
+            want.push(*node);
+        }
+    }
+    assert_eq!(rig.nodes(memory.run()), want);
+}
+
 #[test]
 fn a_visit_ends_at_its_limit_and_goes_on_from_there() {
     let mut rig = Rig::new();

@@ -6,7 +6,7 @@
 //!
 //! Memory is freed by the kernel, when the last descriptor and the last mapping in any process are gone.
 
-use crate::page::{ArenaId, DomainId, PAGE_SIZE, PageBytes, Slot};
+use crate::page::{ArenaId, DomainId, NumaNode, PAGE_SIZE, PageBytes, Slot};
 use crate::store::{ARENA_SLOTS, SlotStore, StoreError};
 use hashbrown::HashMap;
 use memmap2::MmapMut;
@@ -55,9 +55,14 @@ impl MemfdStore {
 }
 
 impl SlotStore for MemfdStore {
-    fn create(&mut self, arena: ArenaId, _domain: DomainId) -> Result<(), StoreError> {
+    fn create(
+        &mut self,
+        arena: ArenaId,
+        _domain: DomainId,
+        node: Option<NumaNode>,
+    ) -> Result<(), StoreError> {
         let made =
-            Arena::create().map_err(|(call, errno)| StoreError::Os { call, arena, errno })?;
+            Arena::create(node).map_err(|(call, errno)| StoreError::Os { call, arena, errno })?;
         self.arenas.insert(arena, made);
         Ok(())
     }
@@ -115,13 +120,19 @@ impl SlotStore for MemfdStore {
 type CallError = (&'static str, Errno);
 
 impl Arena {
-    fn create() -> Result<Self, CallError> {
+    fn create(node: Option<NumaNode>) -> Result<Self, CallError> {
         let memfd = create_memfd().map_err(|e| ("memfd_create", e))?;
         rustix::fs::ftruncate(&memfd, ARENA_BYTES).map_err(|e| ("ftruncate", e))?;
         // Keeps processes of other users from opening it for writing through /proc, before any seal is asked.
         rustix::fs::fchmod(&memfd, Mode::RUSR).map_err(|e| ("fchmod", e))?;
         let mapping = sys::map_shared(memfd.as_fd(), PAGE_SIZE * ARENA_SLOTS as usize)
             .map_err(|e| ("mmap", e))?;
+        if let Some(node) = node
+            && let Err(errno) = sys::prefer_node(&mapping, node)
+        {
+            // A kernel without NUMA. Where the pages come to lie changes no byte of them.
+            log::debug!("an arena cannot be kept on NUMA node {}: {errno}", node.0);
+        }
         let seals = SealFlags::GROW | SealFlags::SHRINK | SealFlags::FUTURE_WRITE;
         rustix::fs::fcntl_add_seals(&memfd, seals).map_err(|e| ("fcntl(F_ADD_SEALS)", e))?;
         let read_only = reopen_read_only(&memfd).map_err(|e| ("open of /proc/self/fd", e))?;

@@ -7,7 +7,7 @@
 //!
 //! The parts: [`mm`] address spaces and cursor, [`items`] rmap items, [`stable`] and [`unstable`] the trees,
 //! [`arenas`] slots, [`scan`] batches, [`visits`] what they look at, [`visit`] the merge routine, [`merge`] donations and mappings, [`retire`] moving
-//! out of sparse arenas, [`control`] knobs, [`advisor`], [`outbox`] orders.
+//! out of sparse arenas, [`refile`] to fuller dups, [`control`] knobs, [`advisor`], [`outbox`] orders.
 
 mod advisor;
 mod arenas;
@@ -18,6 +18,7 @@ mod items;
 mod merge;
 mod mm;
 mod outbox;
+mod refile;
 mod retire;
 mod scan;
 mod slab;
@@ -29,7 +30,7 @@ mod visits;
 use crate::digest::Salt;
 use crate::knobs::{KsmFile, WriteError};
 use crate::order::{Donation, Order, OrderId, Outcome, ReportRef};
-use crate::page::{ArenaId, Digest, DomainId, MmId, PAGE_SIZE, PageRun};
+use crate::page::{ArenaId, Digest, DomainId, MmId, NumaNode, PAGE_LIMIT, PAGE_SIZE, PageRun};
 use crate::store::SlotStore;
 use crate::wire::Figures;
 use arenas::Arenas;
@@ -37,12 +38,12 @@ use items::ItemRef;
 use mm::{Mm, MmTable, ScanList};
 use outbox::{Outbox, Purpose};
 use scan::Ksmd;
-use stable::{NodeId, StableTree};
+use stable::{NodeId, StableTrees};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
-use unstable::UnstableTree;
+use unstable::UnstableTrees;
 
-pub use control::{Knobs, Ticket, Written};
+pub use control::{Extras, Knobs, Ticket, Written};
 
 /// Bytes that the kernel spends on an rmap item: what the profit figures count.
 pub const RMAP_ITEM_SIZE: i64 = 64;
@@ -81,6 +82,8 @@ pub struct Counters {
     pub slots_used: u64,
     /// Slots written and not in use any more, whose arena is still held.
     pub slots_dead: u64,
+    /// Pages that were moved to a fuller dup, ever.
+    pub pages_refiled: u64,
 }
 
 /// What cannot be right in a report. The peer that sent it is to be cut off.
@@ -113,8 +116,8 @@ struct Tally {
 struct Domain {
     salt: Salt,
     zero_digest: Digest,
-    stable: StableTree,
-    unstable: UnstableTree,
+    stable: StableTrees,
+    unstable: UnstableTrees,
     arenas: Arenas,
     /// Merged pages in the making.
     foundings: HashMap<NodeId, merge::Founding>,
@@ -136,6 +139,8 @@ pub struct Engine<S> {
     secret: [u8; 32],
     now: Duration,
     knobs: Knobs,
+    extras: Extras,
+    refiling: refile::Refiling,
     tally: Tally,
     mms: MmTable,
     list: ScanList,
@@ -167,6 +172,8 @@ impl<S: SlotStore> Engine<S> {
             secret,
             now: Duration::ZERO,
             knobs: Knobs::default(),
+            extras: Extras::default(),
+            refiling: refile::Refiling::default(),
             tally: Tally::default(),
             mms: MmTable::default(),
             list: ScanList::default(),
@@ -215,8 +222,8 @@ impl<S: SlotStore> Engine<S> {
         self.domains.entry(domain).or_insert_with(|| Domain {
             salt,
             zero_digest: salt.digest(&[0; PAGE_SIZE]),
-            stable: StableTree::default(),
-            unstable: UnstableTree::default(),
+            stable: StableTrees::default(),
+            unstable: UnstableTrees::default(),
             arenas: Arenas::default(),
             foundings: HashMap::new(),
         });
@@ -225,19 +232,39 @@ impl<S: SlotStore> Engine<S> {
 
     /// The agent of `mm` is gone. Its items are freed when the next scan comes by, as with an exiting process.
     pub fn remove_mm(&mut self, id: MmId) {
-        let Some(mm) = self.mms.get_mut(id) else {
+        let Some(mm) = self.mms.get_mut(id).filter(|mm| !mm.exiting) else {
             return;
         };
         mm.exiting = true;
         mm.zero_pages = 0;
         let unused = mm.items.len() == 0;
+        self.bereave_nodes(id);
         self.lose_orders(id);
         self.fail_visits(id);
         if !self.list.contains(id) || (unused && self.list.current() != Some(id)) {
             self.list.remove(id);
             self.drop_mm(id);
+        } else {
+            self.list.reach_next(id);
         }
         self.pump();
+    }
+
+    /// The pages of a process that ends have one sharer less each.
+    fn bereave_nodes(&mut self, id: MmId) {
+        let Some(mm) = self.mms.get(id) else { return };
+        let Some(domain) = self.domains.get_mut(&mm.domain) else {
+            return;
+        };
+        let all = PageRun {
+            start: 0,
+            len: PAGE_LIMIT,
+        };
+        for (_, item) in mm.items.within(all) {
+            if item.state == items::State::Stable {
+                domain.stable.bereave(NodeId(item.link));
+            }
+        }
     }
 
     /// Makes pages mergeable.
@@ -316,6 +343,9 @@ impl<S: SlotStore> Engine<S> {
             }
             (Purpose::Remap(runs), ReportRef::Done { outcomes }) => {
                 self.for_outcomes(mm, runs, outcomes, Self::remapped)?;
+            }
+            (Purpose::Refile(runs), ReportRef::Done { outcomes }) => {
+                self.for_outcomes(mm, runs, outcomes, Self::refiled)?;
             }
             (Purpose::Unmerge(range), ReportRef::Unmerged { end }) => {
                 self.unmerged(mm, *range, *end)?;
@@ -402,12 +432,13 @@ impl<S: SlotStore> Engine<S> {
             pages_scanned: tally.scanned,
             pages_skipped: tally.skipped,
             full_scans: tally.full_scans,
-            stable_node_chains: stable().map(StableTree::chain_count).sum(),
-            stable_node_dups: stable().map(StableTree::dup_count).sum(),
+            stable_node_chains: stable().map(StableTrees::chain_count).sum(),
+            stable_node_dups: stable().map(StableTrees::dup_count).sum(),
             rmap_items,
             general_profit: profit(pages_sharing.saturating_add(zero_pages), rmap_items),
             slots_used: arenas().map(Arenas::used).sum(),
             slots_dead: arenas().map(Arenas::dead).sum(),
+            pages_refiled: self.refiling.moved(),
         }
     }
 
@@ -417,7 +448,7 @@ impl<S: SlotStore> Engine<S> {
         self.tally.full_scans
     }
 
-    /// Dups that searches of chains have looked at, ever: the cost of a search, in steps.
+    /// Roots, dups and list links that the stable trees have gone through, ever: what their work costs, in steps.
     #[must_use]
     pub fn search_steps(&self) -> u64 {
         self.domains
@@ -483,16 +514,16 @@ impl<S: SlotStore> Engine<S> {
         }
     }
 
-    /// A new open arena for `domain`. `None`, and a logged reason, if the system has no room for one.
-    fn open_arena(&mut self, domain: DomainId) -> Option<ArenaId> {
+    /// A new open arena for pages of `domain` on `numa`. `None`, and a logged reason, if the system has no room for one.
+    fn open_arena(&mut self, domain: DomainId, numa: Option<NumaNode>) -> Option<ArenaId> {
         let id = ArenaId(self.next_arena);
-        if let Err(error) = self.store.create(id, domain) {
+        if let Err(error) = self.store.create(id, domain, numa) {
             log::warn!("merging is held back: {error}");
             return None;
         }
         self.next_arena += 1;
         let slots = self.store.slots_per_arena();
-        self.domains.get_mut(&domain)?.arenas.add(id, slots);
+        self.domains.get_mut(&domain)?.arenas.add(id, slots, numa);
         Some(id)
     }
 

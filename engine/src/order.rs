@@ -6,7 +6,7 @@
 //! [`Order`] owns its runs and waits in the engine's queue. [`OrderRef`] and [`ReportRef`] borrow them, so that the
 //! agent can read an order and write a report without touching the app's heap.
 
-use crate::page::{ArenaId, Digest, PageBytes, PageRun, Slot};
+use crate::page::{ArenaId, Digest, NumaNode, PageBytes, PageRun, Slot};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Pages the donation buffer holds, and so the most one [`Order::Donate`] asks for.
@@ -56,11 +56,18 @@ pub struct VisitRun {
     pub len: u32,
     /// A [`VisitState`] as number.
     pub state: u32,
-    /// For [`VisitState::Merged`]: the slot of the first page; the others follow it.
+    /// For [`VisitState::Merged`]: the slot of the first page; the others follow it. For ordinary pages, if the visit was
+    /// to say nodes: [`Slot::of_node`] of the NUMA node that all of them are on.
     pub slot: Slot,
 }
 
 impl VisitRun {
+    /// The NUMA node of ordinary pages.
+    #[must_use]
+    pub fn node(&self) -> NumaNode {
+        NumaNode(u16::try_from(self.slot.index).unwrap_or(0))
+    }
+
     /// The pages of the run.
     #[must_use]
     pub fn pages(&self) -> PageRun {
@@ -197,6 +204,8 @@ pub enum Order {
         limit: u32,
         /// Pages not to read.
         skip: Vec<PageRun>,
+        /// Whether to say on which NUMA node each page is.
+        nodes: bool,
     },
     /// See [`OrderRef::Donate`].
     Donate {
@@ -236,10 +245,16 @@ impl Order {
     #[must_use]
     pub fn borrow(&self) -> OrderRef<'_> {
         match self {
-            Self::Visit { range, limit, skip } => OrderRef::Visit {
+            Self::Visit {
+                range,
+                limit,
+                skip,
+                nodes,
+            } => OrderRef::Visit {
                 range: *range,
                 limit: *limit,
                 skip,
+                nodes: *nodes,
             },
             Self::Donate { runs } => OrderRef::Donate { runs },
             Self::Map { arena, runs } => OrderRef::Map {
@@ -270,6 +285,8 @@ pub enum OrderRef<'a> {
         /// Pages that are only to be reported as `Skipped` if they are ordinary pages (merged ones are reported as
         /// such). Sorted, disjoint.
         skip: &'a [PageRun],
+        /// Whether to say on which NUMA node each ordinary page is: runs then are of one node each.
+        nodes: bool,
     },
     /// Copy the bytes of the pages into the donation buffer, in the order given: page k of all runs together goes to
     /// byte offset k * 4096. At most [`DONATION_PAGES`]. The page itself is not touched.

@@ -82,6 +82,10 @@ pub struct MmId(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DomainId(pub u32);
 
+/// A NUMA node, as the kernel numbers them. Where pages merge across nodes, everything is on node 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NumaNode(pub u16);
+
 /// One arena: a sealed memfd of merged pages.
 #[repr(transparent)]
 #[derive(
@@ -121,4 +125,15 @@ pub struct Slot {
     pub arena: ArenaId,
     /// Index of the page in it: byte offset / 4096.
     pub index: u32,
+}
+
+impl Slot {
+    /// What stands in the place of a slot for an ordinary page, and says its node.
+    #[must_use]
+    pub fn of_node(node: NumaNode) -> Self {
+        Self {
+            arena: ArenaId(0),
+            index: node.0.into(),
+        }
+    }
 }

@@ -3,7 +3,7 @@
 //! The engine only says which slot gets which bytes; [`crate::arena`] keeps them in sealed memfds, the simulator in a
 //! vector.
 
-use crate::page::{ArenaId, DomainId, PageBytes, Slot};
+use crate::page::{ArenaId, DomainId, NumaNode, PageBytes, Slot};
 
 /// Slots of one arena, unless a store says otherwise: 32 MiB of address space, of which only written slots take memory.
 pub const ARENA_SLOTS: u32 = 8192;
@@ -33,11 +33,17 @@ pub trait SlotStore {
         ARENA_SLOTS
     }
 
-    /// Makes an empty arena of [`Self::slots_per_arena`] slots for the pages of `domain`.
+    /// Makes an empty arena of [`Self::slots_per_arena`] slots for the pages of `domain`, with its memory on `node` if
+    /// one is given and has room.
     ///
     /// # Errors
     /// When the system refuses; nothing is left behind then.
-    fn create(&mut self, arena: ArenaId, domain: DomainId) -> Result<(), StoreError>;
+    fn create(
+        &mut self,
+        arena: ArenaId,
+        domain: DomainId,
+        node: Option<NumaNode>,
+    ) -> Result<(), StoreError>;
 
     /// Writes a slot. Each slot is written once.
     ///

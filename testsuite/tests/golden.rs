@@ -7,6 +7,8 @@
 
 #[path = "golden/chains.rs"]
 mod chains;
+#[path = "golden/extras.rs"]
+mod extras;
 #[path = "golden/host.rs"]
 mod host;
 #[path = "golden/knobs.rs"]
@@ -15,6 +17,8 @@ mod knobs;
 mod leaving;
 #[path = "golden/merging.rs"]
 mod merging;
+#[path = "golden/nodes.rs"]
+mod nodes;
 #[path = "golden/pace.rs"]
 mod pace;
 #[path = "golden/smart_scan.rs"]

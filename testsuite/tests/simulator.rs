@@ -6,6 +6,7 @@
 #[path = "simulator/counterexamples.rs"]
 mod counterexamples;
 
+use ksm_engine::engine::Extras;
 use ksm_engine::order::Outcome;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -56,10 +57,19 @@ fn operations(seed: u64) -> impl Iterator<Item = Op> {
     })
 }
 
+/// Every other world does more than the kernel.
+fn extras(seed: u64) -> Extras {
+    Extras {
+        refile_percent: if seed.is_multiple_of(2) { 0 } else { 40 },
+        meet_phases: seed % 4 > 1,
+    }
+}
+
 fn run_seed(seed: u64, steps: u64) -> World {
     let trace = variable("SIM_TRACE").is_some();
     let slots = SLOTS.iter().cycle().nth(usize::from(seed.to_le_bytes()[0]));
     let mut world = World::new(*slots.expect("a cycle has no end"));
+    world.set_extras(extras(seed));
     if trace {
         world.trace();
     }

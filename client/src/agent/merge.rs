@@ -27,6 +27,7 @@ impl Agent {
         runs: &[MapRun],
         out: &mut ReportBuffer,
     ) {
+        self.let_rest(runs);
         self.with_arena(fd, runs, out, |agent, arena, step, outcomes| {
             agent.map_step(id, arena, step, outcomes)
         });

@@ -2,7 +2,9 @@
 //!
 //! The kernel does not move pages of such mappings, so writers are held off instead. For an unbroken page that is
 //! all: it cannot have been pinned for writing. A broken page may be, and the kernel does not tell; it is merged again only where the
-//! process shows no sign of pins, asked while no new ones can be made.
+//! process shows no sign of pins, asked while no new ones can be made. That leaves other processes, which can hold a page
+//! for the length of a system call that writes to it (`process_vm_writev`). So it rests first: [`REST`] passes between the visit
+//! that finds it broken and the comparison of its bytes, within the same scan.
 
 use super::arena::Arena;
 use super::merge::{Outcomes, mark, note_merged, registered_parts};
@@ -20,6 +22,10 @@ use ksm_engine::page::{ArenaId, Slot};
 use rustix::io::Errno;
 use rustix::mm::ProtFlags;
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+/// Much longer than another process holds a page that it writes to, and the kernel's own pause between two looks at a page.
+pub const REST: Duration = Duration::from_millis(20);
 
 /// Which pages are mapped anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +52,29 @@ impl Kind {
 }
 
 impl Agent {
+    /// Lets time pass if there are pages to map that were found broken a moment ago. Nothing is held and no lock taken.
+    pub(super) fn let_rest(&mut self, runs: &[MapRun]) {
+        let Some(left) = self.unrested() else {
+            return;
+        };
+        let Some(tables) = self.space.step(PATIENCE) else {
+            return;
+        };
+        let broken = |page: u64| tables.states.get(page).flags.contains(Flags::BROKEN);
+        let pages = |run: &MapRun| run.start..run.pages().end();
+        let any = runs.iter().flat_map(pages).any(broken);
+        drop(tables);
+        if any {
+            std::thread::sleep(left);
+        }
+    }
+
+    /// For how long broken pages have to be left alone.
+    fn unrested(&self) -> Option<Duration> {
+        let left = REST.saturating_sub(self.broken_seen?.elapsed());
+        (!left.is_zero()).then_some(left)
+    }
+
     pub(super) fn remap(
         &mut self,
         id: ArenaId,
@@ -148,7 +177,8 @@ impl Agent {
         if !self.headroom.allows_run() {
             return outcomes.fill(Outcome::NoMaps);
         }
-        if kind.may_be_pinned() && pins::are_possible(self.app) {
+        let unrested = kind == Kind::Broken && self.unrested().is_some();
+        if unrested || kind.may_be_pinned() && pins::are_possible(self.app) {
             // Not worth holding anybody off.
             return outcomes.fill(Outcome::Unsure);
         }

@@ -135,8 +135,10 @@ impl ReportBuffer {
     }
 }
 
-/// Whether `slot` is the one after the last of `run`; only merged pages have one.
+/// Whether `slot` is the one after the last of `run`. Pages that are not merged have none: there it names their node.
 fn follows(run: &VisitRun, state: VisitState, slot: Slot) -> bool {
-    state != VisitState::Merged
-        || slot.arena == run.slot.arena && run.slot.index.checked_add(run.len) == Some(slot.index)
+    if state != VisitState::Merged {
+        return slot == run.slot;
+    }
+    slot.arena == run.slot.arena && run.slot.index.checked_add(run.len) == Some(slot.index)
 }

@@ -9,11 +9,13 @@ use crate::space::states::{Flags, PageState};
 use crate::space::{PATIENCE, Tables};
 use crate::sys::maps::Maps;
 use crate::sys::memory::OwnPages;
+use crate::sys::numa::nodes_of;
 use crate::sys::pagemap::{Found, PageIs};
 use crate::sys::read::{READ_RUNS, read_pages};
 use ksm_engine::digest::Salt;
 use ksm_engine::order::VisitState;
-use ksm_engine::page::{PageBytes, PageRun};
+use ksm_engine::page::{NumaNode, PageBytes, PageRun, Slot};
+use std::time::Instant;
 
 /// Pages of address space that one step looks at, most of them holes.
 const WINDOW: u64 = 1 << 14;
@@ -32,6 +34,7 @@ impl Agent {
         range: PageRun,
         limit: u32,
         skip: &[PageRun],
+        nodes: bool,
         out: &mut ReportBuffer,
     ) -> u64 {
         let mut visitor = Visitor {
@@ -41,6 +44,8 @@ impl Agent {
             skip,
             left: limit,
             pins: None,
+            says_nodes: nodes,
+            broken_seen: &mut self.broken_seen,
             out,
         };
         let mut at = range.start;
@@ -81,6 +86,9 @@ struct Visitor<'a> {
     left: u32,
     /// Whether the process can have pins; asked once in a visit, and only if a broken page is calm.
     pins: Option<bool>,
+    says_nodes: bool,
+    /// When a page was found broken for the first time.
+    broken_seen: &'a mut Option<Instant>,
     out: &'a mut ReportBuffer,
 }
 
@@ -89,6 +97,7 @@ struct ToRead {
     pages: [u64; STEP_PAGES],
     count: usize,
     unreadable: u64,
+    nodes: [NumaNode; STEP_PAGES],
 }
 
 impl Visitor<'_> {
@@ -106,7 +115,8 @@ impl Visitor<'_> {
             .zip(buffer.pages())
             .take(read.count)
             .enumerate()
-            .map(|(i, (page, bytes))| (*page, bytes, read.unreadable & 1 << i == 0));
+            .zip(&read.nodes)
+            .map(|((i, (_, bytes)), node)| (bytes, *node, read.unreadable & 1 << i == 0));
         let mut at = window.start;
         for (run, is) in found.runs() {
             if let Some(stop) = self.absent(tables, PageRun::between(at, run.start)) {
@@ -116,7 +126,7 @@ impl Visitor<'_> {
                 let read = match is_ordinary(is) && !self.is_skipped(page) {
                     true => bytes
                         .next()
-                        .and_then(|(_, bytes, good)| good.then_some(bytes)),
+                        .and_then(|(bytes, node, good)| good.then_some((bytes, node))),
                     false => None,
                 };
                 if !self.out.has_room() || self.left == 0 {
@@ -141,6 +151,7 @@ impl Visitor<'_> {
             pages: [0; STEP_PAGES],
             count: 0,
             unreadable: 0,
+            nodes: [NumaNode(0); STEP_PAGES],
         };
         let ordinary = found.runs().filter(|(_, is)| is_ordinary(*is));
         let wanted = ordinary
@@ -167,6 +178,9 @@ impl Visitor<'_> {
                 done += 1;
             }
         }
+        if self.says_nodes {
+            nodes_of(&read.pages, read.count, &mut read.nodes);
+        }
         read
     }
 
@@ -175,8 +189,8 @@ impl Visitor<'_> {
         self.skip.get(index).is_some_and(|run| run.contains(page))
     }
 
-    fn report(&mut self, page: u64, state: VisitState) {
-        self.out.visit(page, state, None);
+    fn report(&mut self, page: u64, state: VisitState, node: NumaNode) {
+        self.out.visit(page, state, Some(Slot::of_node(node)));
         if state != VisitState::Skipped {
             self.left -= 1;
         }
@@ -216,7 +230,13 @@ impl Visitor<'_> {
         }
     }
 
-    fn present(&mut self, tables: &mut Tables, page: u64, is: PageIs, read: Option<&PageBytes>) {
+    fn present(
+        &mut self,
+        tables: &mut Tables,
+        page: u64,
+        is: PageIs,
+        read: Option<(&PageBytes, NumaNode)>,
+    ) {
         let mut state = tables.states.get(page);
         if is.contains(PageIs::ZERO) {
             if !state.flags.contains(Flags::ZEROED) {
@@ -230,8 +250,9 @@ impl Visitor<'_> {
         }
         state.flags.remove(Flags::ZEROED);
         if state.flags.contains(Flags::MERGED) && self.is_plain(page) {
-            // The app unmapped it without telling, and this is another page.
-            state = PageState::UNKNOWN;
+            // The app unmapped it without telling, and this is another page. With the bytes of the old one it is calm at
+            // once: ksmd goes by the address, too.
+            state.flags &= Flags::SEEN;
         } else if state.flags.contains(Flags::MERGED) {
             // The hash stays: a page that was written with the bytes it had is calm at once, as with ksmd.
             state
@@ -241,13 +262,14 @@ impl Visitor<'_> {
         }
         if !is.contains(PageIs::PRESENT) {
             tables.states.set(page, state);
-        } else if let Some(bytes) = read {
-            self.ordinary(page, &mut state, bytes);
+        } else if let Some((bytes, node)) = read {
+            let found = self.ordinary(&mut state, bytes);
+            self.report(page, found, node);
             tables.states.set(page, state);
         } else {
             tables.states.set(page, state);
             if self.is_skipped(page) {
-                self.report(page, VisitState::Skipped);
+                self.report(page, VisitState::Skipped, NumaNode(0));
             }
         }
     }
@@ -256,32 +278,32 @@ impl Visitor<'_> {
         self.maps.at(page).is_ok_and(|mapping| mapping.inode == 0)
     }
 
-    fn ordinary(&mut self, page: u64, state: &mut PageState, bytes: &PageBytes) {
+    fn ordinary(&mut self, state: &mut PageState, bytes: &PageBytes) -> VisitState {
         let hash = quick_hash(bytes);
         if !state.flags.contains(Flags::SEEN) || state.hash != hash {
             state.hash = hash;
             state.flags.remove(Flags::KNOWN | Flags::RESTED);
             state.flags.insert(Flags::SEEN);
-            self.report(page, VisitState::Changed);
+            VisitState::Changed
         } else if state.flags.contains(Flags::BROKEN) && !self.may_merge_again(state) {
-            self.report(page, VisitState::Unsure);
+            VisitState::Unsure
         } else if is_zero(bytes) {
-            self.report(page, VisitState::CalmZero);
+            VisitState::CalmZero
         } else if state.flags.contains(Flags::KNOWN) {
-            self.report(page, VisitState::CalmKnown);
+            VisitState::CalmKnown
         } else {
             state.flags.insert(Flags::KNOWN);
             self.out.digest(self.salt.digest(bytes));
-            self.report(page, VisitState::Calm);
+            VisitState::Calm
         }
     }
 
-    /// A page that was merged once can be pinned without our seeing it. It is tried again after a visit of rest, where
-    /// the process seems to have no pins; whether it has is asked again when the page is held.
+    /// A page that was merged once can be pinned without our seeing it. It is tried again where the process seems to have no
+    /// pins, and only some time after it was first seen so: whether it has pins, and the bytes, is then asked again.
     fn may_merge_again(&mut self, state: &mut PageState) -> bool {
         if !state.flags.contains(Flags::RESTED) {
             state.flags.insert(Flags::RESTED);
-            return false;
+            *self.broken_seen = Some(Instant::now());
         }
         let app = self.app;
         !*self.pins.get_or_insert_with(|| pins::are_possible(app))

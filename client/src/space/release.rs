@@ -53,7 +53,7 @@ impl Space {
         let Release::Unmerge(userfaults) = release else {
             let mut tables = self.lock();
             tables.remove_region(run);
-            tables.forget_states(run);
+            tables.forget_mappings(run);
             return Ok(());
         };
         let pagemap = Pagemap::open().ok();
@@ -120,7 +120,7 @@ fn discard_step(tables: &mut Tables, run: PageRun) -> Result<(), Errno> {
     leave_files(tables, run)?;
     // The app asks for it itself; the pages need not be registered.
     let done = remap::discard(AppPages::vouched_for(run));
-    tables.forget_states(run);
+    tables.forget_mappings(run);
     done
 }
 

@@ -35,7 +35,7 @@ bitflags! {
         const BROKEN = 16;
         /// We put the zero page there.
         const ZEROED = 32;
-        /// `BROKEN`, and has been calm for one visit since.
+        /// `BROKEN`, and a visit has found it so, with the bytes it had at the one before.
         const RESTED = 64;
     }
 }

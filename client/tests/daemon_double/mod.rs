@@ -213,7 +213,15 @@ impl Peer {
     pub fn visit(&mut self, range: PageRun) -> bool {
         let limit = 64;
         let skip = Vec::new();
-        self.order(&Order::Visit { range, limit, skip }, None);
+        self.order(
+            &Order::Visit {
+                range,
+                limit,
+                skip,
+                nodes: false,
+            },
+            None,
+        );
         let expected = OrderId(self.orders);
         loop {
             match self.receive() {
@@ -227,7 +235,15 @@ impl Peer {
     /// Has a range visited, and gives the one state that all its pages are in.
     pub fn state_of(&mut self, range: PageRun) -> VisitState {
         let (limit, skip) = (64, Vec::new());
-        self.order(&Order::Visit { range, limit, skip }, None);
+        self.order(
+            &Order::Visit {
+                range,
+                limit,
+                skip,
+                nodes: false,
+            },
+            None,
+        );
         loop {
             match self.receive() {
                 Some(ToDaemon::Report {

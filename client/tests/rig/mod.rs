@@ -10,7 +10,9 @@ use ksm_client::space::Space;
 use ksm_client::sys::memory::Placed;
 use ksm_client::sys::uffd::Userfaults;
 use ksm_engine::digest::Salt;
-use ksm_engine::order::{DONATION_PAGES, MapRun, OrderRef, Outcome, ReportRef, VisitState};
+use ksm_engine::order::{
+    DONATION_PAGES, MapRun, OrderRef, Outcome, ReportRef, VisitRun, VisitState,
+};
 use ksm_engine::page::{ArenaId, Digest, PAGE_SIZE, PageBytes, PageRun, Slot};
 use rustix::fs::{
     MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create, open,
@@ -142,7 +144,12 @@ impl Rig {
         limit: u32,
         skip: &[PageRun],
     ) -> (u64, Vec<(u64, VisitState, Option<Slot>)>, Vec<Digest>, u64) {
-        let order = OrderRef::Visit { range, limit, skip };
+        let order = OrderRef::Visit {
+            range,
+            limit,
+            skip,
+            nodes: false,
+        };
         let ReportRef::Visited {
             end,
             zero_pages,
@@ -164,6 +171,21 @@ impl Rig {
             }
         }
         (end, pages, digests.to_vec(), zero_pages)
+    }
+
+    /// The NUMA node of each page, as a visit says it.
+    pub fn nodes(&mut self, range: PageRun) -> Vec<u16> {
+        let order = OrderRef::Visit {
+            range,
+            limit: 2048,
+            skip: &[],
+            nodes: true,
+        };
+        let ReportRef::Visited { runs, .. } = self.agent.handle(&order, None, &mut self.out) else {
+            panic!("a visit is answered by a visit");
+        };
+        let nodes = |run: &VisitRun| vec![run.node().0; usize::try_from(run.len).unwrap()];
+        runs.iter().flat_map(nodes).collect()
     }
 
     pub fn states(&mut self, range: PageRun) -> Vec<VisitState> {
@@ -233,6 +255,16 @@ pub fn memfd(pages: usize) -> OwnedFd {
 }
 
 /// A page whose bytes differ from those of any other seed, everywhere.
+/// The nodes in a list like `0-1,3`.
+pub fn nodes_online(list: &str) -> Vec<u16> {
+    let ranges = list.trim().split(',');
+    let range = |range: &str| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        first.parse().unwrap()..=last.parse::<u16>().unwrap()
+    };
+    ranges.flat_map(range).collect()
+}
+
 pub fn page(seed: usize) -> PageBytes {
     let mut state = (seed as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     std::array::from_fn(|_| {

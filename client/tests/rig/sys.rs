@@ -51,6 +51,29 @@ impl Memory {
         unsafe { self.start.add(page * PAGE_SIZE) }
     }
 
+    /// Has pages that are not there yet come to lie on a node.
+    pub fn prefer_node(&self, page: usize, count: usize, node: u16) {
+        assert!(page + count <= self.pages);
+        let mask: [u64; 16] = std::array::from_fn(|word| {
+            let bit = usize::from(node).checked_sub(64 * word);
+            bit.filter(|bit| *bit < 64).map_or(0, |bit| 1 << bit)
+        });
+        let start = self.pointer(page);
+        // SAFETY: the mask has as many bits as stated, and the policy of memory changes no byte of it.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_mbind,
+                start,
+                count * PAGE_SIZE,
+                libc::MPOL_PREFERRED,
+                mask.as_ptr(),
+                mask.len() * 64 + 1,
+                0,
+            )
+        };
+        assert_eq!(result, 0, "mbind");
+    }
+
     pub fn write(&self, page: usize, bytes: &PageBytes) {
         let target = self.pointer(page).cast::<u64>();
         for (i, word) in bytes.as_chunks::<8>().0.iter().enumerate() {

@@ -1,5 +1,5 @@
 use super::{ARENA_BYTES, MemfdStore, sys};
-use crate::page::{ArenaId, DomainId, PAGE_SIZE, Slot};
+use crate::page::{ArenaId, DomainId, NumaNode, PAGE_SIZE, Slot};
 use crate::store::{ARENA_SLOTS, SlotStore, StoreError};
 use rustix::fs::{FallocateFlags, Mode, OFlags, SealFlags};
 use rustix::io::Errno;
@@ -17,7 +17,7 @@ fn slot(index: u32) -> Slot {
 
 fn filled_store(slots: u32) -> MemfdStore {
     let mut store = MemfdStore::new();
-    store.create(ARENA, DomainId(0)).unwrap();
+    store.create(ARENA, DomainId(0), None).unwrap();
     for index in 0..slots {
         store
             .write(slot(index), &[pattern(index); PAGE_SIZE])
@@ -171,6 +171,42 @@ fn a_released_arena_lives_only_as_long_as_others_hold_it() {
             && line.split_ascii_whitespace().nth(4) == Some(inode.to_string().as_str())
     });
     assert!(!mapped);
+}
+
+/// On a machine with several nodes the slots lie where they were asked for; with one, there.
+#[test]
+fn slots_lie_on_the_node_that_was_asked_for() {
+    let online = std::fs::read_to_string("/sys/devices/system/node/online");
+    let online = online.unwrap_or_else(|_| "0".into());
+    let nodes: Vec<u16> = online
+        .trim()
+        .split(',')
+        .flat_map(|range| {
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            first.parse().unwrap()..=last.parse::<u16>().unwrap()
+        })
+        .collect();
+    println!("NUMA nodes of this machine: {nodes:?}");
+    for node in nodes {
+        let mut store = MemfdStore::new();
+        let wanted = Some(NumaNode(node));
+        store.create(ARENA, DomainId(0), wanted).unwrap();
+        for index in 0..3 {
+            store.write(slot(index), &[1; PAGE_SIZE]).unwrap();
+        }
+        let mapping = sys::map_shared_read_only(store.descriptor(ARENA).unwrap(), ARENA_LEN);
+        let mapping = mapping.unwrap();
+        for page in 0..3 {
+            let at = mapping.get(page * PAGE_SIZE).unwrap();
+            assert_eq!(*at, 1);
+            assert_eq!(sys::node_of(at), Ok(NumaNode(node)));
+        }
+    }
+    // A node that is not there keeps nothing from being stored.
+    let mut store = MemfdStore::new();
+    let nowhere = Some(NumaNode(1023));
+    store.create(ARENA, DomainId(0), nowhere).unwrap();
+    store.write(slot(0), &[1; PAGE_SIZE]).unwrap();
 }
 
 #[test]

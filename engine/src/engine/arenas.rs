@@ -5,7 +5,7 @@
 //! the last mapping of it is gone.
 
 use super::stable::NodeId;
-use crate::page::{ArenaId, Slot};
+use crate::page::{ArenaId, NumaNode, Slot};
 use std::collections::BTreeMap;
 
 /// One arena of a domain.
@@ -16,60 +16,79 @@ pub(crate) struct Arena {
     used: u32,
     /// How many it has room for.
     slots: u32,
+    /// It takes no more.
+    closed: bool,
+    /// Where its memory is, if that was asked for.
+    numa: Option<NumaNode>,
     /// Items still mapped here after their nodes were moved elsewhere.
     pub(crate) left_behind: u64,
     /// Its pages are being moved out.
     pub(crate) retiring: bool,
 }
 
-impl Arena {
-    fn is_full(&self) -> bool {
-        self.nodes.len() == self.slots as usize
-    }
-}
-
 /// The arenas of one domain.
 #[derive(Debug, Default)]
 pub(crate) struct Arenas {
     arenas: BTreeMap<ArenaId, Arena>,
-    open: Option<ArenaId>,
+    /// Those that take more slots: one for each NUMA node if that matters, else one.
+    open: BTreeMap<Option<NumaNode>, ArenaId>,
 }
 
 impl Arenas {
-    /// The slot that is taken next, if an arena is open.
-    pub(crate) fn next(&self) -> Option<Slot> {
-        let arena = self.open?;
+    /// The slot that is taken next for pages of `numa`, if an arena is open for them.
+    pub(crate) fn next(&self, numa: Option<NumaNode>) -> Option<Slot> {
+        let arena = *self.open.get(&numa)?;
         let given_out = self.arenas.get(&arena)?.nodes.len();
         let index = u32::try_from(given_out).expect("an arena has few slots");
         Some(Slot { arena, index })
     }
 
-    /// Adds an empty arena and opens it. The one that was open before takes no more slots.
-    pub(crate) fn add(&mut self, id: ArenaId, slots: u32) {
+    /// Adds an empty arena and opens it for pages of `numa`, for which none may be open.
+    pub(crate) fn add(&mut self, id: ArenaId, slots: u32, numa: Option<NumaNode>) {
         let arena = Arena {
             nodes: Vec::new(),
             used: 0,
             slots,
+            closed: false,
+            numa,
             left_behind: 0,
             retiring: false,
         };
         self.arenas.insert(id, arena);
-        self.open = Some(id);
+        self.open.insert(numa, id);
     }
 
-    /// Takes the next slot, which has been written. Returns whether it was the arena's last: then no arena is open any
-    /// more.
-    pub(crate) fn take(&mut self, node: NodeId) -> bool {
-        let Some(arena) = self.open.and_then(|id| self.arenas.get_mut(&id)) else {
+    /// Where the arena of a slot is, if that was asked for.
+    pub(crate) fn numa_of(&self, slot: Slot) -> Option<NumaNode> {
+        self.arenas.get(&slot.arena)?.numa
+    }
+
+    /// Closes the open arenas, for good.
+    pub(crate) fn close_all(&mut self) -> Vec<ArenaId> {
+        let open = std::mem::take(&mut self.open);
+        for id in open.values() {
+            if let Some(arena) = self.arenas.get_mut(id) {
+                arena.closed = true;
+            }
+        }
+        open.into_values().collect()
+    }
+
+    /// Takes the next slot, which has been written. Returns whether it was the arena's last: then none is open for `numa`
+    /// any more.
+    pub(crate) fn take(&mut self, numa: Option<NumaNode>, node: NodeId) -> bool {
+        let open = self.open.get(&numa);
+        let Some(arena) = open.and_then(|id| self.arenas.get_mut(id)) else {
             return false;
         };
         arena.nodes.push(Some(node));
         arena.used += 1;
-        let full = arena.is_full();
-        if full {
-            self.open = None;
+        arena.closed = arena.nodes.len() == arena.slots as usize;
+        if arena.closed {
+            self.open.remove(&numa);
+            return true;
         }
-        full
+        false
     }
 
     /// The node whose bytes are, or were, in `slot`.
@@ -112,13 +131,12 @@ impl Arenas {
         self.arenas.get_mut(&id)
     }
 
-    /// Takes out the arenas that hold nothing any more, the open one excepted.
+    /// Takes out the arenas that hold nothing any more, the open ones excepted.
     pub(crate) fn take_empty(&mut self) -> Vec<ArenaId> {
-        let open = self.open;
         let empty: Vec<_> = self
             .arenas
             .iter()
-            .filter(|(id, arena)| arena.used == 0 && arena.left_behind == 0 && Some(**id) != open)
+            .filter(|(_, arena)| arena.used == 0 && arena.left_behind == 0 && arena.closed)
             .map(|(id, _)| *id)
             .collect();
         for id in &empty {
@@ -129,16 +147,16 @@ impl Arenas {
 
     /// Takes out all arenas, in use or not.
     pub(crate) fn take_all(&mut self) -> Vec<ArenaId> {
-        self.open = None;
+        self.open.clear();
         std::mem::take(&mut self.arenas).into_keys().collect()
     }
 
-    /// Arenas to be moved out of now: a full one with at most a quarter of its slots in use, and those that were begun
+    /// Arenas to be moved out of now: a closed one with at most a quarter of its slots in use, and those that were begun
     /// before and are in use again or still, because a forked child was found on a slot that was given up, or a node
     /// could not be moved.
     pub(crate) fn sparse(&self) -> Vec<ArenaId> {
         let begun = |a: &Arena| a.retiring && a.used > 0;
-        let sparse = |a: &Arena| !a.retiring && a.is_full() && a.used > 0 && a.used <= a.slots / 4;
+        let sparse = |a: &Arena| !a.retiring && a.closed && a.used > 0 && a.used <= a.slots / 4;
         let ids = |wanted: fn(&Arena) -> bool| {
             let wanted = move |(_, arena): &(_, &Arena)| wanted(arena);
             self.arenas.iter().filter(wanted).map(|(id, _)| *id)

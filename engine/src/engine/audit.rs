@@ -75,6 +75,7 @@ impl<S: SlotStore> Engine<S> {
         let foundings = |domain: &Domain| domain.foundings.len() as u64;
         agree("foundings", self.domains.values().map(foundings).sum(), 0)?;
         agree("plans", self.plans.len() as u64, 0)?;
+        agree("pages being refiled", self.refiling.under_way(), 0)?;
         agree("orders", self.outbox.is_busy().into(), 0)?;
         agree("steps", self.steps.len() as u64, 0)
     }
@@ -82,7 +83,7 @@ impl<S: SlotStore> Engine<S> {
     fn audit_attached(&self, item: ItemRef, node: NodeId, position: u32) -> Result<(), String> {
         let mm = self.mms.get(item.mm()).ok_or("item of no mm")?;
         let domain = self.domains.get(&mm.domain).ok_or("mm of no domain")?;
-        let listed = domain.stable.node(node).items.get(position as usize);
+        let listed = domain.stable.node(node).items().get(position as usize);
         if listed == Some(&item) {
             Ok(())
         } else {
@@ -94,9 +95,10 @@ impl<S: SlotStore> Engine<S> {
         let (mut shared, mut listed) = (0, 0);
         for (domain_id, domain) in &self.domains {
             let mut slots = 0;
+            domain.stable.audit()?;
             for (id, node) in domain.stable.iter() {
                 let founding = domain.foundings.contains_key(&id);
-                if node.items.is_empty() && !founding {
+                if node.items().is_empty() && !founding {
                     return Err(format!("stable node {id:?} has no items"));
                 }
                 shared += u64::from(node.mapped > 0);
@@ -109,8 +111,8 @@ impl<S: SlotStore> Engine<S> {
                 } else if !founding {
                     return Err(format!("stable node {id:?} has no slot"));
                 }
-                let mut mapped = 0;
-                for item in &node.items {
+                let (mut mapped, mut living) = (0, 0);
+                for item in node.items() {
                     let mm = self
                         .mms
                         .get(item.mm())
@@ -120,13 +122,18 @@ impl<S: SlotStore> Engine<S> {
                     }
                     let kept = mm.items.get(item.page());
                     mapped += u32::from(kept.is_mapped());
+                    living += u64::from(!mm.exiting);
+                    if mm.items.node(item.page()) != node.numa && !mm.exiting {
+                        return Err(format!("node {id:?} has {item:?} of another NUMA node"));
+                    }
                     if kept.state != State::Stable || kept.link != id.0 {
                         return Err(format!("node {id:?} lists {item:?}, which is elsewhere"));
                     }
                 }
                 agree("mapped items", node.mapped.into(), mapped.into())?;
+                agree("living items", node.living().into(), living)?;
                 if !founding && !self.ksmd.is_working() {
-                    agree("items at rest", node.items.len() as u64, mapped.into())?;
+                    agree("items at rest", node.items().len() as u64, mapped.into())?;
                 }
             }
             agree("slots in use", domain.arenas.used(), slots)?;

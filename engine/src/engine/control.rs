@@ -74,6 +74,16 @@ impl Default for Knobs {
     }
 }
 
+/// What the kernel's KSM does not do: all of it off unless asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extras {
+    /// How many pages may be moved to fuller dups, in per cent of those that the full scan before visited. 0: none.
+    pub refile_percent: u8,
+    /// Whether equal pages meet that smart scan looks at in different scans. Not where pages do not merge across nodes: a
+    /// page that is not looked at may have moved.
+    pub meet_phases: bool,
+}
+
 const DEFAULT_PAGES_TO_SCAN: u32 = 100;
 
 /// A write that waits for the scan to stand still.
@@ -98,6 +108,11 @@ impl<S: SlotStore> Engine<S> {
         let written = self.set(value)?;
         self.pump();
         Ok(written)
+    }
+
+    /// Turns on what the kernel's KSM does not do. Before the first page is registered.
+    pub fn set_extras(&mut self, extras: Extras) {
+        self.extras = extras;
     }
 
     /// The next write that was pending and is finished.
@@ -193,6 +208,7 @@ impl<S: SlotStore> Engine<S> {
             KnobValue::MergeAcrossNodes(merge) if merge != self.knobs.merge_across_nodes => {
                 self.drop_stale_nodes()?;
                 self.knobs.merge_across_nodes = merge;
+                self.begin_other_trees();
             }
             _ => {}
         }
@@ -207,6 +223,17 @@ impl<S: SlotStore> Engine<S> {
             domain.stable.remove_empty_chains();
         }
         Ok(())
+    }
+
+    /// Pages are told apart by node from now on, or are not any more. No page is merged; those in unstable trees come into
+    /// the right one at their next visit.
+    fn begin_other_trees(&mut self) {
+        for domain in self.domains.values_mut() {
+            domain.unstable.reset();
+            for arena in domain.arenas.close_all() {
+                self.store.finish(arena);
+            }
+        }
     }
 
     fn begin_unmerge(&mut self) {
@@ -303,7 +330,7 @@ impl<S: SlotStore> Engine<S> {
         }
         for domain in self.domains.values_mut() {
             domain.stable.remove_empty_chains();
-            domain.unstable = super::UnstableTree::default();
+            domain.unstable = super::UnstableTrees::default();
             for arena in domain.arenas.take_all() {
                 self.store.release(arena);
             }

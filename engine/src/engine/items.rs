@@ -3,7 +3,7 @@
 //! There is one item per (mm, page) that a visit found, as in the kernel. Items live in chunks of 256 consecutive
 //! pages, so that a sparse address space costs what is present in it, and an item is 12 bytes.
 
-use crate::page::{MmId, PageRun};
+use crate::page::{MmId, NumaNode, PageRun};
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 
@@ -146,6 +146,8 @@ const CHUNK_PAGES: u64 = CHUNK as u64;
 struct Chunk {
     items: [RmapItem; CHUNK],
     tracked: usize,
+    /// The NUMA node of each page; without it, all are on node 0.
+    nodes: Option<Box<[NumaNode; CHUNK]>>,
 }
 
 /// The items of one mm.
@@ -188,6 +190,7 @@ impl ItemTable {
             Box::new(Chunk {
                 items: [RmapItem::default(); CHUNK],
                 tracked: 0,
+                nodes: None,
             })
         });
         let item = &mut chunk.items[within];
@@ -197,6 +200,24 @@ impl ItemTable {
             self.tracked += 1;
         }
         item
+    }
+
+    /// The NUMA node that `page` was on when it was looked at last.
+    pub(crate) fn node(&self, page: u64) -> NumaNode {
+        let (chunk, within) = place(page);
+        let nodes = self.chunks.get(&chunk).and_then(|c| c.nodes.as_ref());
+        nodes.map_or(NumaNode(0), |nodes| nodes[within])
+    }
+
+    /// Notes the NUMA node of a page that has an item.
+    pub(crate) fn set_node(&mut self, page: u64, node: NumaNode) {
+        let (chunk, within) = place(page);
+        if let Some(chunk) = self.chunks.get_mut(&chunk)
+            && (node != NumaNode(0) || chunk.nodes.is_some())
+        {
+            let nodes = &mut chunk.nodes;
+            nodes.get_or_insert_with(|| Box::new([NumaNode(0); CHUNK]))[within] = node;
+        }
     }
 
     /// Forgets the item of `page`; it must be in no tree.

@@ -37,6 +37,7 @@ pub(crate) struct Plan {
     zero: Vec<u64>,
     forget: Vec<u64>,
     remap: Vec<(u64, Slot)>,
+    refile: Vec<(u64, Slot)>,
 }
 
 impl Plan {
@@ -44,7 +45,8 @@ impl Plan {
         !(self.map.is_empty()
             && self.zero.is_empty()
             && self.forget.is_empty()
-            && self.remap.is_empty())
+            && self.remap.is_empty()
+            && self.refile.is_empty())
     }
 
     fn is_empty(&self) -> bool {
@@ -67,12 +69,12 @@ impl<S: SlotStore> Engine<S> {
 
     /// Two items that are merged with nothing yet are equal.
     pub(super) fn found(&mut self, item: ItemRef, partner: ItemRef, digest: crate::page::Digest) {
-        let now = self.now;
+        let (now, numa) = (self.now, self.numa_of(item));
         self.detach(partner);
         self.forget_digest(partner);
         self.forget_digest(item);
         let domain = self.domain_of(item.mm());
-        let node = domain.stable.insert(digest, None, now);
+        let node = domain.stable.insert(numa, digest, None, now);
         domain.foundings.insert(
             node,
             Founding {
@@ -96,6 +98,11 @@ impl<S: SlotStore> Engine<S> {
     /// A sharer is to follow its node to another slot.
     pub(super) fn plan_remap(&mut self, item: ItemRef, slot: Slot) {
         self.plan(item.mm()).remap.push((item.page(), slot));
+    }
+
+    /// A sharer is to go over to another dup.
+    pub(super) fn plan_refile(&mut self, item: ItemRef, slot: Slot) {
+        self.plan(item.mm()).refile.push((item.page(), slot));
     }
 
     pub(super) fn plan_zero(&mut self, item: ItemRef) {
@@ -135,6 +142,7 @@ impl<S: SlotStore> Engine<S> {
                 if self.mms.get(mm).is_some_and(super::mm::Mm::answers) {
                     self.order_maps(mm, std::mem::take(&mut plan.map), map_order);
                     self.order_maps(mm, std::mem::take(&mut plan.remap), remap_order);
+                    self.order_maps(mm, std::mem::take(&mut plan.refile), refile_order);
                     self.order_zeroes(mm, &std::mem::take(&mut plan.zero));
                     self.order_to_forget(mm, &std::mem::take(&mut plan.forget));
                     self.order_donation(mm, &mut plan.donate);
@@ -260,10 +268,10 @@ impl<S: SlotStore> Engine<S> {
     /// mergeable ranges while orders are on their way.
     fn partner_in_place(&mut self, mm: MmId, node: NodeId) -> Option<ItemRef> {
         let domain = self.domain_of(mm);
-        let founding = domain.foundings.get(&node)?;
-        let items = &domain.stable.node(node).items;
-        let in_place = items.len() > 1 && items.contains(&founding.partner);
-        in_place.then_some(founding.partner)
+        let partner = domain.foundings.get(&node)?.partner;
+        let others = domain.stable.node(node).items().len() > 1;
+        let known = self.item(partner);
+        (others && known.state == State::Stable && known.link == node.0).then_some(partner)
     }
 
     /// Writes a page to the next free slot of the domain.
@@ -273,16 +281,19 @@ impl<S: SlotStore> Engine<S> {
         node: NodeId,
         bytes: &crate::page::PageBytes,
     ) -> Option<Slot> {
-        if self.domains.get(&id)?.arenas.next().is_none() {
-            self.open_arena(id)?;
+        let domain = self.domains.get(&id)?;
+        let numa = domain.stable.node(node).numa;
+        let numa = (!self.knobs.merge_across_nodes).then_some(numa);
+        if domain.arenas.next(numa).is_none() {
+            self.open_arena(id, numa)?;
         }
         let domain = self.domains.get_mut(&id)?;
-        let slot = domain.arenas.next()?;
+        let slot = domain.arenas.next(numa)?;
         if let Err(error) = self.store.write(slot, bytes) {
             log::warn!("merging is held back: {error}");
             return None;
         }
-        if domain.arenas.take(node) {
+        if domain.arenas.take(numa, node) {
             self.store.finish(slot.arena);
         }
         domain.stable.node_mut(node).slot = Some(slot);
@@ -379,7 +390,7 @@ impl<S: SlotStore> Engine<S> {
         self.note(founding.partner.mm(), outcome);
         let sequence = self.sequence();
         let domain = self.domain_of(mm);
-        if domain.stable.node(node).items.is_empty() {
+        if domain.stable.node(node).items().is_empty() {
             domain.remove_node(node);
         }
         let items = founding.waiting.into_iter().chain([founding.partner]);
@@ -394,8 +405,9 @@ impl<S: SlotStore> Engine<S> {
         let known = self.item(partner);
         let as_it_was = !matches!(outcome, Outcome::Changed | Outcome::Gone | Outcome::Lost);
         if as_it_was && known.state == State::Known {
-            let tree = &mut self.domain_of(partner.mm()).unstable;
-            if tree.search_or_insert(known.link) == super::unstable::Found::Inserted {
+            let numa = self.numa_of(partner);
+            let trees = &mut self.domain_of(partner.mm()).unstable;
+            if trees.search_or_insert(numa, known.link) == super::unstable::Found::Inserted {
                 self.now_unstable(partner, sequence);
             }
         }
@@ -431,6 +443,7 @@ impl<S: SlotStore> Engine<S> {
                 Purpose::Map(runs) => lost(self, runs, Self::mapped),
                 Purpose::Zero(runs) => lost(self, runs, Self::zeroed),
                 Purpose::Remap(runs) => lost(self, runs, Self::remapped),
+                Purpose::Refile(runs) => lost(self, runs, Self::refiled),
                 Purpose::Unmerge(_) => self.unmerge_lost(mm),
                 Purpose::Forget => {}
                 Purpose::Count(ticket) => self.count_answered(ticket),
@@ -451,6 +464,9 @@ impl<S: SlotStore> Engine<S> {
         for (page, _) in plan.map {
             self.mapped(ItemRef::new(mm, page), Outcome::Lost);
         }
+        for (page, _) in plan.refile {
+            self.refiled(ItemRef::new(mm, page), Outcome::Lost);
+        }
     }
 }
 
@@ -462,6 +478,11 @@ fn map_order(arena: ArenaId, runs: Vec<MapRun>) -> (Order, Purpose) {
 fn remap_order(arena: ArenaId, runs: Vec<MapRun>) -> (Order, Purpose) {
     let covered = runs.iter().map(MapRun::pages).collect();
     (Order::Remap { arena, runs }, Purpose::Remap(covered))
+}
+
+fn refile_order(arena: ArenaId, runs: Vec<MapRun>) -> (Order, Purpose) {
+    let covered = runs.iter().map(MapRun::pages).collect();
+    (Order::Remap { arena, runs }, Purpose::Refile(covered))
 }
 
 /// Consecutive pages as runs, in the order given.

@@ -224,6 +224,17 @@ impl ScanList {
         self.slots.push(mm);
     }
 
+    /// Makes an mm that ends the next to be reached, unless the cursor is in it: the kernel frees what is left of a process
+    /// with the next batch.
+    pub(crate) fn reach_next(&mut self, mm: MmId) {
+        if self.current() == Some(mm) || !self.contains(mm) {
+            return;
+        }
+        self.remove(mm);
+        let next = self.current.map_or(0, |at| at + 1);
+        self.slots.insert(next.min(self.slots.len()), mm);
+    }
+
     /// Takes an mm out.
     pub(crate) fn remove(&mut self, mm: MmId) {
         let Some(at) = self.slots.iter().position(|slot| *slot == mm) else {

@@ -24,6 +24,8 @@ pub(crate) enum Purpose {
     Remap(Vec<PageRun>),
     /// For whoever waits for this ticket.
     Count(Ticket),
+    /// A remap to another dup of the same chain.
+    Refile(Vec<PageRun>),
 }
 
 /// An order that is out.

@@ -48,7 +48,7 @@ impl<S: SlotStore> Engine<S> {
     /// Copies one page to the open arena. Its sharers are told to follow when the next scan visits them.
     fn move_node(&mut self, id: DomainId, from: ArenaId, node: NodeId) -> Option<()> {
         let stable = self.domains.get(&id)?.stable.node(node);
-        let (old, items) = (stable.slot?, stable.items.to_vec());
+        let (old, items) = (stable.slot?, stable.items().to_vec());
         let mut bytes = [0; PAGE_SIZE];
         self.store.read(old, &mut bytes).ok()?;
         self.fill_slot(id, node, &bytes)?;

@@ -1,16 +1,23 @@
-//! The stable tree: merged pages, found by content.
+//! The stable trees: merged pages, found by content.
 //!
 //! A [`StableNode`] is one merged page: the slot that holds its bytes, and the list of rmap items that are mapped to
 //! it (the reverse mapping). At most `max_page_sharing` items hang on one node. Beyond that a second dimension
 //! begins: a *chain* takes the node's place in the tree, and *dups* with the same content hang below it. The tree
 //! itself never holds one content twice, and a look-up costs the same however many dups there are.
+//!
+//! There is one tree for each NUMA node if pages do not merge across nodes, else one. What a list of dups goes through is in
+//! `chain.rs`.
+
+mod chain;
 
 use super::items::ItemRef;
 use super::slab::Slab;
 use super::unstable::hash_of;
-use crate::page::{Digest, Slot};
+use crate::page::{Digest, NumaNode, Slot};
+use chain::{Chain, Dup};
 use hashbrown::HashTable;
 use smallvec::SmallVec;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Number of a stable node in its tree.
@@ -23,22 +30,32 @@ pub(crate) struct StableNode {
     pub(crate) digest: Digest,
     /// Where its bytes are; `None` while they are still on their way from the donor.
     pub(crate) slot: Option<Slot>,
-    /// The chain it is a dup of.
-    chain: Option<u32>,
-    /// The rmap items mapped to it.
-    pub(crate) items: SmallVec<[ItemRef; 2]>,
+    /// Its place in a chain, if it is a dup.
+    dup: Option<Box<Dup>>,
+    /// The reverse mapping: the rmap items mapped to it.
+    items: SmallVec<[ItemRef; 2]>,
     /// How many of them are known to be mapped.
     pub(crate) mapped: u32,
+    /// How many of them are of processes that live. Without any it is stale, as a kernel's node whose page was freed.
+    living: u32,
+    /// The NUMA node whose tree it is in.
+    pub(crate) numa: NumaNode,
 }
 
-/// A chain head: all dups hold the same bytes.
-#[derive(Debug)]
-struct Chain {
-    digest: Digest,
-    /// When its stale dups were last looked for.
-    pruned: Duration,
-    /// The dups, head of the list last.
-    dups: Vec<NodeId>,
+impl StableNode {
+    pub(crate) fn items(&self) -> &[ItemRef] {
+        &self.items
+    }
+
+    /// Items of processes that live.
+    pub(crate) fn living(&self) -> u32 {
+        self.living
+    }
+
+    /// Everybody who shared it is gone, and only the scan has not been there yet to say so.
+    pub(crate) fn is_stale(&self) -> bool {
+        !self.items.is_empty() && self.living == 0
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +95,7 @@ impl PackedRoot {
 pub(crate) struct SearchRules {
     pub(crate) now: Duration,
     pub(crate) max_page_sharing: u32,
+    /// `stable_node_chains_prune_millisecs`
     pub(crate) prune_after: Duration,
 }
 
@@ -87,19 +105,30 @@ impl SearchRules {
     }
 }
 
+/// What [`StableTrees::search`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Search {
+    /// A node with this content and room for one more item.
+    Room(NodeId),
+    /// None.
+    Nothing,
+    /// A stale node was in the way: it is to be removed with its items, and the search begun anew.
+    Stale(NodeId),
+}
+
 /// All merged pages of a domain.
 #[derive(Debug, Default)]
-pub(crate) struct StableTree {
+pub(crate) struct StableTrees {
     nodes: Slab<StableNode>,
     chains: Slab<Chain>,
-    index: HashTable<PackedRoot>,
+    trees: BTreeMap<NumaNode, HashTable<PackedRoot>>,
     /// Chains that have lost all dups but one, or all.
     short_chains: Vec<u32>,
     dups: u64,
     steps: u64,
 }
 
-impl StableTree {
+impl StableTrees {
     /// Chain heads in the tree (`stable_node_chains`).
     pub(crate) fn chain_count(&self) -> u64 {
         self.chains.len() as u64
@@ -110,7 +139,7 @@ impl StableTree {
         self.dups
     }
 
-    /// Dups that searches have looked at, ever: what the complexity tests count.
+    /// Roots, dups and links of lists of dups that were ever looked at: what the complexity tests count.
     pub(crate) fn steps(&self) -> u64 {
         self.steps
     }
@@ -132,181 +161,143 @@ impl StableTree {
             .expect("node ids are given up with their node")
     }
 
-    fn chain(&self, id: u32) -> &Chain {
-        self.chains
-            .get(id)
-            .expect("chain ids are given up with their chain")
-    }
-
-    fn chain_mut(&mut self, id: u32) -> &mut Chain {
-        self.chains
-            .get_mut(id)
-            .expect("chain ids are given up with their chain")
-    }
-
-    fn root_digest(&self, root: Root) -> Digest {
+    fn root_key(&self, root: Root) -> (NumaNode, Digest) {
         match root {
-            Root::Node(id) => self.node(id).digest,
-            Root::Chain(id) => self.chain(id).digest,
+            Root::Node(id) => (self.node(id).numa, self.node(id).digest),
+            Root::Chain(id) => (self.chain(id).numa, self.chain(id).digest),
         }
     }
 
-    fn root(&self, digest: &Digest) -> Option<Root> {
-        let same = |root: &PackedRoot| self.root_digest(root.unpack()) == *digest;
-        self.index
-            .find(hash_of(digest), same)
-            .map(|root| root.unpack())
+    fn root(&self, numa: NumaNode, digest: &Digest) -> Option<Root> {
+        let same = |root: &PackedRoot| self.root_key(root.unpack()).1 == *digest;
+        let tree = self.trees.get(&numa)?;
+        tree.find(hash_of(digest), same).map(|root| root.unpack())
     }
 
-    fn set_root(&mut self, digest: &Digest, new: Option<Root>) {
-        let mut index = std::mem::take(&mut self.index);
-        let same = |root: &PackedRoot| self.root_digest(root.unpack()) == *digest;
-        if let Ok(old) = index.find_entry(hash_of(digest), same) {
+    fn set_root(&mut self, numa: NumaNode, digest: &Digest, new: Option<Root>) {
+        self.steps += 1;
+        let mut tree = std::mem::take(self.trees.entry(numa).or_default());
+        let same = |root: &PackedRoot| self.root_key(root.unpack()).1 == *digest;
+        if let Ok(old) = tree.find_entry(hash_of(digest), same) {
             old.remove();
         }
         if let Some(new) = new {
-            let hash = |root: &PackedRoot| hash_of(&self.root_digest(root.unpack()));
-            index.insert_unique(hash_of(digest), PackedRoot::pack(new), hash);
+            let hash = |root: &PackedRoot| hash_of(&self.root_key(root.unpack()).1);
+            tree.insert_unique(hash_of(digest), PackedRoot::pack(new), hash);
         }
-        self.index = index;
+        self.trees.insert(numa, tree);
     }
 
-    /// A node with this content and room for one more item.
-    pub(crate) fn search(&mut self, digest: &Digest, rules: &SearchRules) -> Option<NodeId> {
+    /// Looks for a merged page with this content.
+    pub(crate) fn search(
+        &mut self,
+        numa: NumaNode,
+        digest: &Digest,
+        rules: &SearchRules,
+    ) -> Search {
         self.dissolve_short_chains();
-        let best = match self.root(digest)? {
-            Root::Node(id) => id,
-            Root::Chain(chain) => self.best_dup(chain, rules)?,
+        self.steps += 1;
+        let found = match self.root(numa, digest) {
+            None => Search::Nothing,
+            Some(Root::Node(id)) if self.node(id).is_stale() => Search::Stale(id),
+            Some(Root::Node(id)) => Search::Room(id),
+            Some(Root::Chain(chain)) => self.best_dup(chain, rules),
         };
-        rules.has_room(self.node(best), 1).then_some(best)
-    }
-
-    /// A chain with one dup left is a plain node again, one without dups is nothing. The kernel's searches do that to
-    /// all chains that they pass on their way down the tree; here a search passes none but its own, so the first one
-    /// that comes does it to all.
-    fn dissolve_short_chains(&mut self) {
-        for id in std::mem::take(&mut self.short_chains) {
-            let Some(chain) = self.chains.get(id) else {
-                continue;
-            };
-            match chain.dups[..] {
-                [] => self.remove_chain(id, None),
-                [last] => self.remove_chain(id, Some(last)),
-                _ => {}
-            }
+        match found {
+            Search::Room(id) if !rules.has_room(self.node(id), 1) => Search::Nothing,
+            found => found,
         }
-    }
-
-    /// Chooses a dup as the kernel does: the first with room, or, when the chain is due for pruning, the fullest with
-    /// room.
-    fn best_dup(&mut self, chain: u32, rules: &SearchRules) -> Option<NodeId> {
-        let prune = rules.now >= self.chain(chain).pruned.saturating_add(rules.prune_after);
-        if prune {
-            self.chain_mut(chain).pruned = rules.now;
-        }
-        let mut best: Option<NodeId> = None;
-        let mut steps = 0;
-        for dup in self.chain(chain).dups.iter().rev().copied() {
-            steps += 1;
-            let better = best.is_none_or(|best| {
-                rules.has_room(self.node(dup), 1)
-                    && (!rules.has_room(self.node(best), 1)
-                        || self.node(dup).items.len() > self.node(best).items.len())
-            });
-            if better {
-                best = Some(dup);
-                if !prune && rules.has_room(self.node(dup), 1) {
-                    break;
-                }
-            }
-        }
-        self.steps += steps;
-        let best = best?;
-        if self.chain(chain).dups.last() != Some(&best) && rules.has_room(self.node(best), 2) {
-            let dups = &mut self.chain_mut(chain).dups;
-            dups.retain(|dup| *dup != best);
-            dups.push(best);
-        }
-        Some(best)
-    }
-
-    fn remove_chain(&mut self, chain: u32, heir: Option<NodeId>) {
-        let digest = self.chain(chain).digest;
-        self.set_root(&digest, heir.map(Root::Node));
-        if let Some(heir) = heir {
-            self.node_mut(heir).chain = None;
-            self.dups -= 1;
-        }
-        self.chains.remove(chain);
     }
 
     /// Adds a merged page without items; beside one of equal content it becomes a dup, at the head of the chain.
-    pub(crate) fn insert(&mut self, digest: Digest, slot: Option<Slot>, now: Duration) -> NodeId {
-        let node = StableNode {
+    pub(crate) fn insert(
+        &mut self,
+        numa: NumaNode,
+        digest: Digest,
+        slot: Option<Slot>,
+        now: Duration,
+    ) -> NodeId {
+        let root = self.root(numa, &digest);
+        let id = NodeId(self.nodes.insert(StableNode {
             digest,
             slot,
-            chain: None,
+            dup: None,
             items: SmallVec::new(),
             mapped: 0,
-        };
-        let id = NodeId(self.nodes.insert(node));
-        let Some(root) = self.root_but(&digest, id) else {
-            self.set_root(&digest, Some(Root::Node(id)));
-            return id;
-        };
-        let chain = match root {
-            Root::Chain(chain) => chain,
-            Root::Node(first) => self.make_chain(digest, first, now),
-        };
-        self.chain_mut(chain).dups.push(id);
-        self.node_mut(id).chain = Some(chain);
-        self.dups += 1;
-        id
-    }
-
-    /// The root of this content; `new` is not in the index yet.
-    fn root_but(&self, digest: &Digest, new: NodeId) -> Option<Root> {
-        self.root(digest).filter(|root| *root != Root::Node(new))
-    }
-
-    fn make_chain(&mut self, digest: Digest, first: NodeId, now: Duration) -> u32 {
-        let chain = Chain {
-            digest,
-            pruned: now,
-            dups: vec![first],
-        };
-        let id = self.chains.insert(chain);
-        self.set_root(&digest, Some(Root::Chain(id)));
-        self.node_mut(first).chain = Some(id);
-        self.dups += 1;
+            living: 0,
+            numa,
+        }));
+        match root {
+            None => self.set_root(numa, &digest, Some(Root::Node(id))),
+            Some(Root::Chain(chain)) => self.push_dup(chain, id),
+            Some(Root::Node(first)) => {
+                let chain = self.make_chain(first, now);
+                self.push_dup(chain, id);
+            }
+        }
         id
     }
 
     /// Removes a node without items. Its chain stays, even empty, until the next search.
     pub(crate) fn remove(&mut self, id: NodeId) -> StableNode {
-        match self.node(id).chain {
-            Some(chain) => {
-                let dups = &mut self.chain_mut(chain).dups;
-                dups.retain(|dup| *dup != id);
-                if dups.len() <= 1 {
-                    self.short_chains.push(chain);
-                }
-                self.dups -= 1;
-            }
-            None => {
-                let digest = self.node(id).digest;
-                self.set_root(&digest, None);
-            }
+        if self.node(id).dup.is_some() {
+            self.unlink_dup(id);
+        } else {
+            let (numa, digest) = self.root_key(Root::Node(id));
+            self.set_root(numa, &digest, None);
         }
         self.nodes.remove(id.0).expect("it was there above")
     }
 
-    /// Removes chain heads that have no dups left.
-    pub(crate) fn remove_empty_chains(&mut self) {
-        let empty = |(id, chain): (u32, &Chain)| chain.dups.is_empty().then_some(id);
-        let empty: Vec<u32> = self.chains.iter().filter_map(empty).collect();
-        for chain in empty {
-            self.remove_chain(chain, None);
+    /// Adds an item to a node; returns its place in the list.
+    pub(crate) fn attach(&mut self, id: NodeId, item: ItemRef, living: bool) -> u32 {
+        self.count_sharers(id, 1);
+        let node = self.node_mut(id);
+        let position = u32::try_from(node.items.len()).expect("fewer than 2^32 sharers");
+        node.items.push(item);
+        node.living += u32::from(living);
+        position
+    }
+
+    /// Takes the item at a place of the list out; returns the one that is there now.
+    pub(crate) fn detach(&mut self, id: NodeId, position: u32, living: bool) -> Option<ItemRef> {
+        self.count_sharers(id, -1);
+        let node = self.node_mut(id);
+        node.items.swap_remove(position as usize);
+        node.living -= u32::from(living);
+        node.items.get(position as usize).copied()
+    }
+
+    /// The process of an attached item has ended.
+    pub(crate) fn bereave(&mut self, id: NodeId) {
+        self.node_mut(id).living -= 1;
+    }
+
+    /// Whether the trees agree with the nodes and chains: every content once in its tree, every list linked both ways
+    /// and of one content.
+    ///
+    /// # Errors
+    /// Says what does not agree.
+    pub(crate) fn audit(&self) -> Result<(), String> {
+        let mut roots = 0;
+        for (numa, tree) in &self.trees {
+            let mut contents = std::collections::BTreeSet::new();
+            for root in tree {
+                roots += 1;
+                let (own, digest) = self.root_key(root.unpack());
+                if own != *numa || !contents.insert(digest.0) {
+                    return Err(format!("{root:?} is twice in a tree, or in another's"));
+                }
+            }
         }
+        let plain = self.nodes.iter().filter(|(_, node)| node.dup.is_none());
+        let wanted = plain.count() + self.chains.len();
+        if roots != wanted {
+            return Err(format!("{roots} roots of {wanted} plain nodes and chains"));
+        }
+        self.audit_chains()
     }
 }
+
+#[cfg(test)]
+mod tests;

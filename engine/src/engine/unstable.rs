@@ -1,14 +1,16 @@
-//! The unstable tree: calm pages that have not met an equal one yet.
+//! The unstable trees: calm pages that have not met an equal one yet.
 //!
-//! The kernel keeps it as a tree ordered by bytes that nobody protects, and throws it away at the start of every
-//! scan. Here it is an index by digest. It is emptied at the start of every scan just the same; what is kept is the
-//! digest of each calm page, so that a page that did not change need not be hashed again.
+//! The kernel keeps them as trees ordered by bytes that nobody protects, one for each NUMA node if pages do not merge
+//! across nodes, and throws them away at the start of every scan. Here each is an index by digest. They are emptied at
+//! the start of every scan just the same; what is kept is the digest of each calm page, so that a page that did not
+//! change need not be hashed again.
 
 use super::items::ItemRef;
 use super::slab::Slab;
-use crate::page::Digest;
+use crate::page::{Digest, NumaNode};
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
+use std::collections::BTreeMap;
 
 #[derive(Clone, Copy, Debug)]
 struct Known {
@@ -16,14 +18,14 @@ struct Known {
     item: ItemRef,
 }
 
-/// The index, and the digests of all calm pages that are not merged.
+/// The trees of a domain, and the digests of all calm pages that are not merged.
 #[derive(Debug, Default)]
-pub(crate) struct UnstableTree {
+pub(crate) struct UnstableTrees {
     known: Slab<Known>,
-    index: HashTable<u32>,
+    trees: BTreeMap<NumaNode, HashTable<u32>>,
 }
 
-/// What [`UnstableTree::search_or_insert`] found.
+/// What [`UnstableTrees::search_or_insert`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Found {
     /// An equal page.
@@ -38,16 +40,16 @@ pub(crate) fn hash_of(digest: &Digest) -> u64 {
     u64::from_le_bytes([a, b, c, d, e, f, g, h])
 }
 
-impl UnstableTree {
-    /// Empties the tree, at the start of a scan. The digests stay.
+impl UnstableTrees {
+    /// Empties the trees, at the start of a scan. The digests stay.
     pub(crate) fn reset(&mut self) {
-        self.index.clear();
+        self.trees.values_mut().for_each(HashTable::clear);
     }
 
     /// Gives back memory that only a burst of digests needed.
     pub(crate) fn give_back_memory(&mut self) {
         if self.known.len() == 0 {
-            self.index = HashTable::default();
+            self.trees = BTreeMap::default();
         }
     }
 
@@ -56,7 +58,7 @@ impl UnstableTree {
         self.known.insert(Known { digest, item })
     }
 
-    /// Forgets a digest; its item must not be in the tree.
+    /// Forgets a digest; its item must not be in a tree.
     pub(crate) fn forget(&mut self, entry: u32) {
         self.known.remove(entry);
     }
@@ -76,16 +78,16 @@ impl UnstableTree {
         entry_of(&self.known, entry).digest
     }
 
-    /// Looks for a page with the digest of `entry`; puts the page of `entry` into the tree if there is none.
-    pub(crate) fn search_or_insert(&mut self, entry: u32) -> Found {
+    /// Looks in the tree of `node` for a page with the digest of `entry`; puts the page of `entry` there if there is none.
+    pub(crate) fn search_or_insert(&mut self, node: NumaNode, entry: u32) -> Found {
         let digest = self.digest(entry);
         let known = &self.known;
-        let slot = self.index.entry(
+        let place = self.trees.entry(node).or_default().entry(
             hash_of(&digest),
             |other| entry_of(known, *other).digest == digest,
             |other| hash_of(&entry_of(known, *other).digest),
         );
-        match slot {
+        match place {
             Entry::Occupied(found) => Found::Equal(entry_of(known, *found.get()).item),
             Entry::Vacant(place) => {
                 place.insert(entry);
@@ -94,10 +96,13 @@ impl UnstableTree {
         }
     }
 
-    /// Takes the page of `entry` out of the tree, if it is there.
-    pub(crate) fn remove(&mut self, entry: u32) {
+    /// Takes the page of `entry` out of the tree of `node`, if it is there.
+    pub(crate) fn remove(&mut self, node: NumaNode, entry: u32) {
         let hash = hash_of(&self.digest(entry));
-        if let Ok(found) = self.index.find_entry(hash, |other| *other == entry) {
+        let Some(tree) = self.trees.get_mut(&node) else {
+            return;
+        };
+        if let Ok(found) = tree.find_entry(hash, |other| *other == entry) {
             found.remove();
         }
     }

@@ -2,13 +2,22 @@
 
 use super::Engine;
 use super::items::{ItemRef, RmapItem, State};
-use super::stable::{NodeId, SearchRules};
+use super::stable::{NodeId, Search, SearchRules};
 use super::unstable::Found;
 use super::visits::Visited;
 use crate::order::{Outcome, VisitState};
-use crate::page::{Digest, MmId, PAGE_SIZE, PageRun, Slot};
+use crate::page::{Digest, MmId, NumaNode, PAGE_SIZE, PageRun, Slot};
 use crate::store::SlotStore;
 use std::time::Duration;
+
+/// What a visit found in one page.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    state: VisitState,
+    digest: Option<Digest>,
+    slot: Slot,
+    node: NumaNode,
+}
 
 impl<S: SlotStore> Engine<S> {
     /// Decides on all pages of `looked_at`. Items of pages that were not found are freed: the pages are gone.
@@ -35,23 +44,37 @@ impl<S: SlotStore> Engine<S> {
                 } else {
                     None
                 };
-                self.decide_page(ItemRef::new(id, page), state, digest, slot);
+                let seen = Seen {
+                    state,
+                    digest,
+                    slot,
+                    node: if self.knobs.merge_across_nodes {
+                        NumaNode(0)
+                    } else {
+                        run.node()
+                    },
+                };
+                self.decide_page(ItemRef::new(id, page), seen);
             }
         }
         self.forget_items(id, PageRun::between(next, looked_at.end()));
     }
 
-    fn decide_page(
-        &mut self,
-        item: ItemRef,
-        state: VisitState,
-        digest: Option<Digest>,
-        slot: Slot,
-    ) {
+    fn decide_page(&mut self, item: ItemRef, seen: Seen) {
+        let Seen {
+            state,
+            digest,
+            slot,
+            node,
+        } = seen;
+        let new = self.item(item).state == State::Absent;
         if state == VisitState::Skipped {
             self.tally.skipped += 1;
             self.grow_older(item);
             self.detach(item);
+            if self.extras.meet_phases && self.knobs.merge_across_nodes {
+                self.meet_in_passing(item);
+            }
             return;
         }
         self.tally.scanned += 1;
@@ -72,7 +95,13 @@ impl<S: SlotStore> Engine<S> {
             | VisitState::Unsure => self.grow_older(item),
         }
         self.detach(item);
+        if let Some(mm) = self.mms.get_mut(item.mm()) {
+            mm.items.set_node(item.page(), node);
+        }
         match (state, digest) {
+            // Whatever the agent remembers of the address: without an item there was no page, and this is its first visit.
+            (VisitState::Calm, Some(digest)) if new => self.set_digest(item, digest),
+            (VisitState::CalmZero, _) if new => {}
             (VisitState::CalmZero, _) if self.knobs.use_zero_pages => {
                 self.forget_digest(item);
                 self.plan_zero(item);
@@ -117,7 +146,8 @@ impl<S: SlotStore> Engine<S> {
         let known = self.item(item);
         if known.state == State::Stable && node == Some(NodeId(known.link)) {
             self.confirm(item);
-            return self.leave_old_slot(item, NodeId(known.link));
+            self.leave_old_slot(item, NodeId(known.link));
+            return self.refile(item, NodeId(known.link), slot);
         }
         if known.state == State::Stable && known.is_on_old_slot() {
             let own = self
@@ -134,49 +164,101 @@ impl<S: SlotStore> Engine<S> {
         if let Some(mm) = self.mms.get_mut(item.mm()) {
             mm.items.track(item.page());
         }
+        self.settle_on(item, node);
+    }
+
+    /// Attaches an item whose page is mapped to a node's slot, wherever it was before.
+    pub(super) fn settle_on(&mut self, item: ItemRef, node: NodeId) {
         self.detach(item);
         self.forget_digest(item);
+        let numa = self.domain_of(item.mm()).stable.node(node).numa;
+        if let Some(mm) = self.mms.get_mut(item.mm()) {
+            mm.items.set_node(item.page(), numa);
+        }
         self.attach(item, node);
         self.confirm(item);
     }
 
     /// Makes a stable node for a slot that a process still maps although its node is gone.
-    fn adopt(&mut self, mm: MmId, slot: Slot) -> Option<NodeId> {
+    pub(super) fn adopt(&mut self, mm: MmId, slot: Slot) -> Option<NodeId> {
         let now = self.now;
         let mut bytes = [0; PAGE_SIZE];
+        let numa = self.domain_of(mm).arenas.numa_of(slot);
+        if numa.is_none() != self.knobs.merge_across_nodes {
+            // Made when the other rule was in force.
+            return None;
+        }
         if !self.domain_of(mm).arenas.knows(slot) || self.store.read(slot, &mut bytes).is_err() {
             return None;
         }
         let domain = self.domain_of(mm);
-        let node = domain
-            .stable
-            .insert(domain.salt.digest(&bytes), Some(slot), now);
+        let node = domain.stable.insert(
+            numa.unwrap_or_default(),
+            domain.salt.digest(&bytes),
+            Some(slot),
+            now,
+        );
         domain.arenas.reuse(slot, node);
         Some(node)
     }
 
     /// Looks for an equal page, first among the merged ones, then among those that wait for a twin.
     fn look_for_twin(&mut self, item: ItemRef) {
-        let rules = SearchRules {
-            now: self.now,
-            max_page_sharing: self.knobs.max_page_sharing,
-            prune_after: Duration::from_millis(self.knobs.prune_millisecs.into()),
-        };
+        let rules = self.search_rules();
         let entry = self.item(item).link;
-        let sequence = self.sequence();
-        let domain = self.domain_of(item.mm());
-        let digest = domain.unstable.digest(entry);
-        if let Some(node) = domain.stable.search(&digest, &rules) {
-            return self.join(item, node);
-        }
-        match domain.unstable.search_or_insert(entry) {
-            Found::Inserted => self.now_unstable(item, sequence),
-            Found::Equal(twin) => {
-                if self.mms.get(twin.mm()).is_some_and(super::mm::Mm::answers) {
-                    self.found(item, twin, digest);
+        let (sequence, numa) = (self.sequence(), self.numa_of(item));
+        let digest = self.domain_of(item.mm()).unstable.digest(entry);
+        loop {
+            let stable = &mut self.domain_of(item.mm()).stable;
+            match stable.search(numa, &digest, &rules) {
+                Search::Room(node) => return self.join(item, node),
+                Search::Nothing => break,
+                Search::Stale(node) => {
+                    let items = stable.node(node).items().to_vec();
+                    items.into_iter().for_each(|item| self.detach(item));
                 }
             }
         }
+        let trees = &mut self.domain_of(item.mm()).unstable;
+        match trees.search_or_insert(numa, entry) {
+            Found::Inserted => self.now_unstable(item, sequence),
+            Found::Equal(twin) => self.meet(item, twin, digest),
+        }
+    }
+
+    /// A page that smart scan passes over has a digest from before: it waits in the tree for a twin all the same. Whether
+    /// it still has those bytes is seen when it is merged.
+    fn meet_in_passing(&mut self, item: ItemRef) {
+        let known = self.item(item);
+        if known.state != State::Known {
+            return;
+        }
+        let numa = self.numa_of(item);
+        let trees = &mut self.domain_of(item.mm()).unstable;
+        let digest = trees.digest(known.link);
+        if let Found::Equal(twin) = trees.search_or_insert(numa, known.link) {
+            self.meet(item, twin, digest);
+        }
+    }
+
+    fn meet(&mut self, item: ItemRef, twin: ItemRef, digest: Digest) {
+        if self.mms.get(twin.mm()).is_some_and(super::mm::Mm::answers) {
+            self.found(item, twin, digest);
+        }
+    }
+
+    pub(super) fn search_rules(&self) -> SearchRules {
+        SearchRules {
+            now: self.now,
+            max_page_sharing: self.knobs.max_page_sharing,
+            prune_after: Duration::from_millis(self.knobs.prune_millisecs.into()),
+        }
+    }
+
+    /// The NUMA node whose trees an item goes into.
+    pub(super) fn numa_of(&self, item: ItemRef) -> NumaNode {
+        let mm = self.mms.get(item.mm());
+        mm.map_or(NumaNode(0), |mm| mm.items.node(item.page()))
     }
 
     /// Low bits of the number of the scan: tells whether an item was put into the tree in this one.
@@ -198,10 +280,9 @@ impl<S: SlotStore> Engine<S> {
 
     /// Attaches an item in no tree to a stable node.
     pub(super) fn attach(&mut self, item: ItemRef, node: NodeId) {
-        let domain = self.domain_of(item.mm());
-        let items = &mut domain.stable.node_mut(node).items;
-        let position = u32::try_from(items.len()).expect("fewer than 2^32 sharers");
-        items.push(item);
+        let living = self.lives(item);
+        let stable = &mut self.domain_of(item.mm()).stable;
+        let position = stable.attach(node, item, living);
         if let Some(mm) = self.mms.get_mut(item.mm())
             && let Some(tracked) = mm.items.get_mut(item.page())
         {
@@ -259,7 +340,8 @@ impl<S: SlotStore> Engine<S> {
             State::Absent | State::Volatile | State::Known => {}
             State::Unstable => {
                 if known.position == self.sequence() {
-                    self.domain_of(item.mm()).unstable.remove(known.link);
+                    let numa = self.numa_of(item);
+                    self.domain_of(item.mm()).unstable.remove(numa, known.link);
                 }
                 self.tally.unshared -= 1;
                 self.set_state(item, State::Known, known.link);
@@ -270,12 +352,11 @@ impl<S: SlotStore> Engine<S> {
 
     fn detach_stable(&mut self, item: ItemRef, node: NodeId, position: u32) {
         self.discount(item, node);
+        let living = self.lives(item);
         let domain = self.domain_of(item.mm());
-        let stable = domain.stable.node_mut(node);
-        let digest = stable.digest;
-        stable.items.swap_remove(position as usize);
-        let moved = stable.items.get(position as usize).copied();
-        let empty = stable.items.is_empty();
+        let moved = domain.stable.detach(node, position, living);
+        let stable = domain.stable.node(node);
+        let (digest, empty) = (stable.digest, stable.items().is_empty());
         let entry = domain.unstable.remember(digest, item);
         if empty && !domain.foundings.contains_key(&node) {
             domain.remove_node(node);
@@ -288,6 +369,10 @@ impl<S: SlotStore> Engine<S> {
         }
         self.leave_old_slot(item, node);
         self.set_state(item, State::Known, entry);
+    }
+
+    fn lives(&self, item: ItemRef) -> bool {
+        self.mms.get(item.mm()).is_some_and(|mm| !mm.exiting)
     }
 
     fn set_state(&mut self, item: ItemRef, state: State, link: u32) {
@@ -310,7 +395,13 @@ impl<S: SlotStore> Engine<S> {
     pub(super) fn forget_digest(&mut self, item: ItemRef) {
         let known = self.item(item);
         if known.state == State::Known {
-            self.domain_of(item.mm()).unstable.forget(known.link);
+            let numa = self.numa_of(item);
+            let in_passing = self.extras.meet_phases;
+            let trees = &mut self.domain_of(item.mm()).unstable;
+            if in_passing {
+                trees.remove(numa, known.link);
+            }
+            trees.forget(known.link);
             self.set_state(item, State::Volatile, 0);
         }
     }

@@ -138,7 +138,12 @@ impl<S: SlotStore> Engine<S> {
             Some(mm) if self.knobs.smart_scan => skip_list(mm, range),
             _ => Vec::new(),
         };
-        let order = Order::Visit { range, limit, skip };
+        let order = Order::Visit {
+            range,
+            limit,
+            skip,
+            nodes: !self.knobs.merge_across_nodes,
+        };
         let id = self.outbox.send(mm, order, Purpose::Visit, self.now);
         Step::Visit {
             id,

@@ -80,6 +80,8 @@ const UNMERGE: u16 = 8;
 const REMAP: u16 = 9;
 const MOUNT: u16 = 10;
 const COUNT: u16 = 11;
+/// The bit of a visit's limit that asks for NUMA nodes.
+const SAY_NODES: u32 = 32;
 const NONE: &[u8] = &[];
 
 impl<'a> ToAgent<'a> {
@@ -104,8 +106,14 @@ impl<'a> ToAgent<'a> {
             Self::Order { id, order } => {
                 let header = |kind| Header::new(kind).order(id);
                 match order {
-                    OrderRef::Visit { range, limit, skip } => {
-                        let scalars = [range.start, range.len, limit.into()];
+                    OrderRef::Visit {
+                        range,
+                        limit,
+                        skip,
+                        nodes,
+                    } => {
+                        let how = u64::from(limit) | u64::from(nodes) << SAY_NODES;
+                        let scalars = [range.start, range.len, how];
                         encode(buffer, header(VISIT).scalars(scalars), skip, NONE)
                     }
                     OrderRef::Donate { runs } => encode(buffer, header(DONATE), runs, NONE),
@@ -167,7 +175,8 @@ impl<'a> ToAgent<'a> {
             VISIT => {
                 let skip = array::<PageRun>(header, body)?;
                 check_ascending(skip.iter().copied())?;
-                let limit = number(header.scalars[2])?;
+                let how = header.scalars[2];
+                let limit = number(how & !(1 << SAY_NODES))?;
                 if limit == 0 || limit > VISIT_PAGES {
                     return Err(WireError::Number(limit));
                 }
@@ -175,6 +184,7 @@ impl<'a> ToAgent<'a> {
                     range: header.run()?,
                     limit,
                     skip,
+                    nodes: how >> SAY_NODES == 1,
                 }
             }
             DONATE => {

@@ -146,10 +146,16 @@ impl Agent {
 
 fn owned(order: OrderRef<'_>) -> Order {
     match order {
-        OrderRef::Visit { range, limit, skip } => Order::Visit {
+        OrderRef::Visit {
+            range,
+            limit,
+            skip,
+            nodes,
+        } => Order::Visit {
             range,
             limit,
             skip: skip.to_vec(),
+            nodes,
         },
         OrderRef::Donate { runs } => Order::Donate {
             runs: runs.to_vec(),

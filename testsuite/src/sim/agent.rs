@@ -83,8 +83,14 @@ impl Process {
                 len: 1,
                 outcome: mood.refusal.unwrap_or(Outcome::Busy) as u32,
             }]),
-            Order::Visit { range, limit, skip } => {
-                self.visit(*range, (*limit).min(willing), skip, around)
+            Order::Visit {
+                range,
+                limit,
+                skip,
+                nodes,
+            } => {
+                let limit = (*limit).min(willing);
+                self.visit(*range, limit, skip, *nodes, around)
             }
             Order::Donate { runs } => {
                 self.donation.borrow_mut().clear();
@@ -147,6 +153,7 @@ impl Process {
         range: PageRun,
         limit: u32,
         skip: &[PageRun],
+        nodes: bool,
         around: &mut Surroundings<'_>,
     ) -> Answer {
         let mut runs = Vec::new();
@@ -164,6 +171,16 @@ impl Process {
                 continue;
             };
             counted += u32::from(state != VisitState::Skipped);
+            let ordinary = !matches!(state, VisitState::Merged | VisitState::Foreign);
+            let slot = if nodes && ordinary {
+                let node = self.node(page);
+                self.seen
+                    .entry(page)
+                    .and_modify(|seen| seen.node = Some(node));
+                Slot::of_node(node)
+            } else {
+                slot
+            };
             push_visit(&mut runs, page, state, slot);
         }
         Answer::Visited {
@@ -213,7 +230,15 @@ impl Process {
             }
         };
         let known = known || state == VisitState::Calm;
-        self.seen.insert(page, Seen { content, known });
+        let node = None;
+        self.seen.insert(
+            page,
+            Seen {
+                content,
+                known,
+                node,
+            },
+        );
         Some((state, NO_SLOT))
     }
 
@@ -313,7 +338,7 @@ fn push_visit(runs: &mut Vec<VisitRun>, page: u64, state: VisitState, slot: Slot
             ..last.slot
         };
         let same = last.state == state as u32 && last.pages().end() == page;
-        if same && (!has_slot || next == slot) {
+        if same && (if has_slot { next } else { last.slot }) == slot {
             last.len += 1;
             return;
         }

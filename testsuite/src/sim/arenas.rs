@@ -4,7 +4,7 @@
 //! may still map them, and what is mapped must never change.
 
 use super::Content;
-use ksm_engine::page::{ArenaId, DomainId, PageBytes, Slot};
+use ksm_engine::page::{ArenaId, DomainId, NumaNode, PageBytes, Slot};
 use ksm_engine::store::{SlotStore, StoreError};
 use rustix::io::Errno;
 use std::cell::RefCell;
@@ -23,6 +23,8 @@ pub struct Frame {
 #[derive(Debug)]
 pub(crate) struct Arena {
     pub(crate) domain: DomainId,
+    /// The node that its memory is on, if that was asked for.
+    pub(crate) numa: Option<NumaNode>,
     slots: Vec<Option<Content>>,
     open: bool,
     pub(crate) released: bool,
@@ -88,10 +90,16 @@ impl SlotStore for ModelStore {
         self.slots_per_arena
     }
 
-    fn create(&mut self, arena: ArenaId, domain: DomainId) -> Result<(), StoreError> {
+    fn create(
+        &mut self,
+        arena: ArenaId,
+        domain: DomainId,
+        numa: Option<NumaNode>,
+    ) -> Result<(), StoreError> {
         self.may_fail(arena)?;
         let new = Arena {
             domain,
+            numa,
             slots: vec![None; self.slots_per_arena as usize],
             open: true,
             released: false,
@@ -100,7 +108,10 @@ impl SlotStore for ModelStore {
         let filling = arenas
             .iter()
             .filter(|((daemon, _), _)| *daemon == self.daemon)
-            .find(|(_, other)| other.domain == domain && other.open && !other.released);
+            .find(|(_, other)| {
+                let same = other.domain == domain && other.numa == numa;
+                same && other.open && !other.released
+            });
         assert!(
             filling.is_none(),
             "{arena:?} is made before {filling:?} is finished"

@@ -7,7 +7,7 @@ use super::arenas::{Arenas, Frame};
 use super::play::DOMAINS;
 use super::process::{Page, Process};
 use super::{Content, World};
-use ksm_engine::page::{ArenaId, DomainId};
+use ksm_engine::page::{ArenaId, DomainId, NumaNode};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// An honest agent is told to map a page to a slot.
@@ -23,6 +23,12 @@ pub(super) fn may_be_mapped(process: &Process, page: u64, frame: Frame, arenas: 
         process.pid,
         arenas.content(frame)
     );
+    let node = arenas.arena(frame).numa;
+    assert!(
+        node.is_none() || seen.node == node,
+        "process {}: page {page} reported {seen:?}, and is to be mapped to memory of {node:?}",
+        process.pid
+    );
 }
 
 /// An honest agent is told to map a merged page to another slot.
@@ -35,8 +41,8 @@ pub(super) fn may_be_remapped(
 ) {
     of_own_domain(process, new, arenas);
     assert_eq!(
-        arenas.content(old),
-        arenas.content(new),
+        (arenas.content(old), arenas.arena(old).numa),
+        (arenas.content(new), arenas.arena(new).numa),
         "process {}: page {page} is to be remapped to other bytes",
         process.pid
     );
@@ -58,16 +64,22 @@ struct Recount {
     sharers: BTreeMap<Frame, u64>,
     /// Those of them that were ordered to share it.
     invited: BTreeMap<Frame, u64>,
-    /// Pages (process and number) that could merge and are not merged, by content.
-    alone: BTreeMap<Content, Vec<(u32, u64)>>,
+    /// Pages (process and number) that could merge and are not merged, by node and content.
+    alone: BTreeMap<(NumaNode, Content), Vec<(u32, u64)>>,
+}
+
+/// What decides which pages a slot is for.
+fn place(frame: Frame, arenas: &Arenas) -> (NumaNode, Content) {
+    let node = arenas.arena(frame).numa;
+    (node.unwrap_or_default(), arenas.content(frame))
 }
 
 impl Recount {
     /// Contents with more than one slot, and how many slots those have.
     fn chains(&self, arenas: &Arenas) -> (u64, u64) {
-        let mut slots: BTreeMap<Content, u64> = BTreeMap::new();
+        let mut slots: BTreeMap<(NumaNode, Content), u64> = BTreeMap::new();
         for frame in self.sharers.keys() {
-            *slots.entry(arenas.content(*frame)).or_default() += 1;
+            *slots.entry(place(*frame, arenas)).or_default() += 1;
         }
         let several = slots.values().filter(|count| **count > 1);
         several.fold((0, 0), |(heads, dups), count| (heads + 1, dups + count))
@@ -227,7 +239,13 @@ impl World {
                     items += 1;
                     let unsure = matches!(process.page(*page), Some(Page::Broken(_)));
                     if !(unsure && process.may_pin) {
-                        let alone = recount.alone.entry(content).or_default();
+                        let across = self.engine.knobs().merge_across_nodes;
+                        let node = if across {
+                            NumaNode(0)
+                        } else {
+                            process.node(*page)
+                        };
+                        let alone = recount.alone.entry((node, content)).or_default();
                         alone.push((process.pid, *page));
                     }
                 }
@@ -245,7 +263,7 @@ impl World {
                 "{frame:?} has {invited} sharers, and may have {limit}"
             );
         }
-        for (content, alone) in &recount.alone {
+        for ((node, content), alone) in &recount.alone {
             let zero_page = *content == Content::ZERO && self.engine.knobs().use_zero_pages;
             assert!(
                 alone.len() <= 1 && !zero_page,
@@ -253,7 +271,7 @@ impl World {
             );
             for (frame, sharers) in &recount.sharers {
                 assert!(
-                    arenas.content(*frame) != *content || *sharers >= limit,
+                    place(*frame, arenas) != (*node, *content) || *sharers >= limit,
                     "{domain:?}: {alone:?} of {content:?} is left out, and {frame:?} has {sharers} sharers"
                 );
             }

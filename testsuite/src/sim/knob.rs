@@ -54,7 +54,7 @@ pub(crate) fn any_knob() -> impl Strategy<Value = Knob> {
         1 => (0u16..40).prop_map(Knob::SleepMillisecs),
         4 => prop_oneof![3 => 1u16..12, 6 => 50u16..300, 1 => Just(0)].prop_map(Knob::PagesToScan),
         2 => (2u8..6).prop_map(Knob::MaxPageSharing),
-        1 => any::<bool>().prop_map(Knob::MergeAcrossNodes),
+        2 => any::<bool>().prop_map(Knob::MergeAcrossNodes),
         2 => any::<bool>().prop_map(Knob::UseZeroPages),
         2 => any::<bool>().prop_map(Knob::SmartScan),
         1 => prop_oneof![Just(0u16), 0u16..5000].prop_map(Knob::PruneMillisecs),

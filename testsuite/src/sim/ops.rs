@@ -49,6 +49,13 @@ pub enum Op {
     Pin { process: u8, page: u8 },
     /// All devices let go of the process's pages, and it is plain that none has any.
     Unpin { process: u8 },
+    /// The kernel moves pages to another NUMA node.
+    Migrate {
+        process: u8,
+        page: u8,
+        len: u8,
+        node: u8,
+    },
     /// The agent carries out the next order.
     Obey { process: u8 },
     /// The agent carries out the next order in part, and gives this answer for the rest.
@@ -137,6 +144,9 @@ pub fn any_op() -> impl Strategy<Value = Op> {
         4 => range().prop_map(|(process, page, len)| Op::Unregister { process, page, len }),
         3 => (process(), page()).prop_map(|(process, page)| Op::Pin { process, page }),
         3 => process().prop_map(|process| Op::Unpin { process }),
+        4 => (range(), 0u8..2).prop_map(|((process, page, len), node)| Op::Migrate {
+            process, page, len, node,
+        }),
         120 => process().prop_map(|process| Op::Obey { process }),
         12 => (process(), 0u8..4, outcome()).prop_map(|(process, willing, refusal)| {
             Op::ObeyInPart { process, willing, refusal }

@@ -2,7 +2,7 @@
 
 use super::world::{MAX_PROCESSES, World};
 use super::{Content, Knob, Mood, Op, Process};
-use ksm_engine::page::{DomainId, PageRun};
+use ksm_engine::page::{DomainId, NumaNode, PageRun};
 use std::time::Duration;
 
 /// First page of every process: shortly before a border of the tables that items are kept in.
@@ -68,6 +68,7 @@ impl World {
             | Op::Unregister { process, .. }
             | Op::Pin { process, .. }
             | Op::Unpin { process }
+            | Op::Migrate { process, .. }
             | Op::Obey { process }
             | Op::ObeyInPart { process, .. }
             | Op::Lie { process, .. }
@@ -155,6 +156,11 @@ impl World {
             }
             Op::Pin { page: p, .. } => process.pin(page(p), &arenas.borrow()),
             Op::Unpin { .. } => process.unpin(),
+            Op::Migrate {
+                page, len, node, ..
+            } => {
+                process.migrate(run(page, len), NumaNode(node.into()));
+            }
             Op::Obey { .. } => self.obey(at, None),
             Op::ObeyInPart {
                 willing, refusal, ..

@@ -3,7 +3,7 @@
 use super::arenas::{Arenas, Frame};
 use super::{Content, Mood};
 use ksm_engine::order::{Order, OrderId, Outcome};
-use ksm_engine::page::{DomainId, MmId, PageRun};
+use ksm_engine::page::{DomainId, MmId, NumaNode, PageRun};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
@@ -36,6 +36,8 @@ pub(crate) struct Seen {
     pub(crate) content: Content,
     /// The digest of that was reported.
     pub(crate) known: bool,
+    /// The node that was reported, if it was asked for.
+    pub(crate) node: Option<NumaNode>,
 }
 
 /// A message on its way to the daemon. A report says when its order was given.
@@ -65,6 +67,8 @@ pub struct Process {
     /// What the app wrote and not discarded since.
     pub(crate) wrote: BTreeMap<u64, Content>,
     pub(crate) mergeable: BTreeSet<u64>,
+    /// NUMA nodes of pages, where it is not node 0.
+    pub(crate) nodes: BTreeMap<u64, NumaNode>,
     /// Pages that a device may write to.
     pub(crate) pinned: BTreeSet<u64>,
     /// It may have pins that nobody can see.
@@ -90,6 +94,7 @@ impl Process {
             pages: BTreeMap::new(),
             wrote: BTreeMap::new(),
             mergeable: BTreeSet::new(),
+            nodes: BTreeMap::new(),
             pinned: BTreeSet::new(),
             may_pin: false,
             seen: BTreeMap::new(),
@@ -120,6 +125,7 @@ impl Process {
             pages: self.pages.clone(),
             wrote: self.wrote.clone(),
             mergeable: self.mergeable.clone(),
+            nodes: self.nodes.clone(),
             may_pin: self.may_pin,
             inherited: self.pages.keys().copied().collect(),
             ..Self::new(pid, self.domain)
@@ -149,6 +155,19 @@ impl Process {
             Page::ReadOnce | Page::Private(_) | Page::Zeroed => Page::Private(content),
             Page::Merged { .. } | Page::Broken(_) => Page::Broken(content),
         };
+    }
+
+    /// The kernel moves pages to a node.
+    pub fn migrate(&mut self, run: PageRun, node: NumaNode) {
+        for page in run.start..run.end() {
+            self.nodes.insert(page, node);
+        }
+    }
+
+    /// The node that a page is on, unless it is merged.
+    #[must_use]
+    pub fn node(&self, page: u64) -> NumaNode {
+        self.nodes.get(&page).copied().unwrap_or_default()
     }
 
     /// The app reads.
@@ -260,7 +279,6 @@ impl Process {
         self.discard(run);
         for page in run.start..run.end() {
             self.mergeable.remove(&page);
-            self.seen.remove(&page);
         }
         self.tell(Message::Unregister(run));
     }

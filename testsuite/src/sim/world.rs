@@ -5,7 +5,7 @@ use super::arenas::{Arenas, ModelStore};
 use super::content::Digests;
 use super::process::{Connection, Message, Process};
 use super::{Content, Knob, Lie, Mood, Page, Sights};
-use ksm_engine::engine::{Engine, Ticket, Written};
+use ksm_engine::engine::{Engine, Extras, Ticket, Written};
 use ksm_engine::knobs::{KsmFile, WriteError};
 use ksm_engine::order::{Donation, Order, OrderId, Outcome};
 use ksm_engine::page::{DomainId, PageBytes, PageRun};
@@ -33,6 +33,7 @@ pub struct World {
     digests: Digests,
     forked_or_spawned: u32,
     pub(super) slots_per_arena: u32,
+    extras: Extras,
     pub(super) sights: Sights,
     /// Orders and answers are printed.
     traced: bool,
@@ -64,6 +65,7 @@ impl World {
             digests: Digests::default(),
             forked_or_spawned: 0,
             slots_per_arena,
+            extras: Extras::default(),
             sights: Sights::default(),
             traced: false,
             pending: HashSet::new(),
@@ -73,6 +75,12 @@ impl World {
     /// The engine of the daemon that lives now. Whoever drives it past the world has to call [`World::pass_on`].
     pub fn engine(&mut self) -> &mut Engine<impl ksm_engine::store::SlotStore + use<>> {
         &mut self.engine
+    }
+
+    /// Turns on what the kernel's KSM does not do, in this daemon and in those after it.
+    pub fn set_extras(&mut self, extras: Extras) {
+        self.extras = extras;
+        self.engine.set_extras(extras);
     }
 
     /// Prints orders and answers from now on.
@@ -177,6 +185,7 @@ impl World {
     pub fn kill_daemon(&mut self) {
         self.daemon += 1;
         self.engine = start_daemon(self.daemon, self.slots_per_arena, &self.arenas);
+        self.engine.set_extras(self.extras);
         self.pending.clear();
         for at in 0..self.processes.len() {
             self.be_cut_off(at);
