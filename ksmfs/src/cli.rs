@@ -3,6 +3,7 @@
 use crate::demo;
 use crate::running::{DEFAULT_PEERS_PER_USER, Options};
 use clap::{Args, Parser, Subcommand};
+use ksm_engine::engine::Extras;
 use ksm_engine::knobs::KsmFile;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -71,13 +72,19 @@ pub struct DaemonArgs {
     /// Most processes of one user that may join
     #[arg(long, value_name = "N", default_value_t = DEFAULT_PEERS_PER_USER)]
     pub max_peers: usize,
+    /// Move pages of merged copies with few sharers to fuller ones, at most so many per cent of the pages scanned
+    #[arg(long, value_name = "SHARE", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub refile: u8,
+    /// Let equal pages meet that smart_scan looks at in different scans; the kernel never merges some of them
+    #[arg(long)]
+    pub meet_phases: bool,
 }
 
 /// Arguments of `exec`.
 #[derive(Debug, Args)]
 pub struct ExecArgs {
     /// Use the daemon that listens here [default: as for `mount`, and one of the command's own if none runs]
-    #[arg(long, value_name = "PATH", conflicts_with_all = ["own", "run", "settings", "max_peers"])]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["own", "run", "settings", "max_peers", "refile", "meet_phases"])]
     pub socket: Option<PathBuf>,
     /// Start a daemon for this command and its children, even if another one runs; so do the options below
     #[arg(long)]
@@ -107,7 +114,8 @@ impl ExecArgs {
     pub fn wants_own_daemon(&self) -> bool {
         let daemon = &self.daemon;
         let preset = daemon.run.is_some() || !daemon.settings.is_empty();
-        self.own || preset || daemon.max_peers != DEFAULT_PEERS_PER_USER
+        let extras = daemon.refile > 0 || daemon.meet_phases;
+        self.own || preset || extras || daemon.max_peers != DEFAULT_PEERS_PER_USER
     }
 }
 
@@ -138,6 +146,10 @@ impl DaemonArgs {
             // Scanning starts with the other values in force.
             knobs: self.settings.iter().cloned().chain(run).collect(),
             peers_per_user: self.max_peers,
+            extras: Extras {
+                refile_percent: self.refile,
+                meet_phases: self.meet_phases,
+            },
             ..Options::new(directory, socket)
         }
     }
@@ -154,6 +166,7 @@ fn parse_setting(text: &str) -> Result<(KsmFile, String), String> {
 mod tests {
     use super::{Cli, Command, parse_setting};
     use clap::{CommandFactory, Parser};
+    use ksm_engine::engine::Extras;
     use ksm_engine::knobs::KsmFile;
 
     #[test]
@@ -178,6 +191,24 @@ mod tests {
         let knobs = args.options("/s".into()).knobs;
         let wanted = [(KsmFile::PagesToScan, "7"), (KsmFile::Run, "1")];
         assert_eq!(knobs, wanted.map(|(file, value)| (file, value.to_owned())));
+    }
+
+    #[test]
+    fn what_the_kernel_does_not_do_is_off_unless_asked_for() {
+        let extras = |line: &[&str]| {
+            let line = ["ksmfs", "mount", "/m"].iter().chain(line);
+            let Command::Mount(args) = Cli::parse_from(line).command else {
+                panic!("not a mount");
+            };
+            args.options("/s".into()).extras
+        };
+        assert_eq!(extras(&[]), Extras::default());
+        let all = Extras {
+            refile_percent: 5,
+            meet_phases: true,
+        };
+        assert_eq!(extras(&["--refile", "5", "--meet-phases"]), all);
+        assert!(Cli::try_parse_from(["ksmfs", "mount", "/m", "--refile", "101"]).is_err());
     }
 
     #[test]

@@ -16,7 +16,7 @@ mod talk;
 
 use crate::mailbox::{Inbox, ReadReply, Request, WriteReply};
 use ksm_engine::arena::MemfdStore;
-use ksm_engine::engine::{Engine, Ticket, Written};
+use ksm_engine::engine::{Engine, Extras, Ticket, Written};
 use ksm_engine::knobs::{KsmFile, WriteError};
 use ksm_engine::wire::{MAX_MESSAGE, MessageBuffer, MountDevice};
 use outbox::Outbox;
@@ -148,6 +148,11 @@ impl Daemon {
     /// As the file would answer.
     pub fn preset(&mut self, file: KsmFile, value: &str) -> Result<(), WriteError> {
         self.engine.write(file, value.as_bytes()).map(|_| ())
+    }
+
+    /// Turns on what the kernel does not do.
+    pub fn set_extras(&mut self, extras: Extras) {
+        self.engine.set_extras(extras);
     }
 
     /// States where its files are, for those who ask.

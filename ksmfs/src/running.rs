@@ -12,6 +12,7 @@ use crate::tree::Tree;
 use crate::uffd::{self, UffdError};
 use crossbeam_channel::{Receiver, Sender};
 use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
+use ksm_engine::engine::Extras;
 use ksm_engine::knobs::{KsmFile, WriteError};
 use rustix::fs::Mode;
 use rustix::io::Errno;
@@ -36,6 +37,8 @@ pub struct Options {
     pub knobs: Vec<(KsmFile, String)>,
     /// Most connections of one user.
     pub peers_per_user: usize,
+    /// What is done that the kernel does not do.
+    pub extras: Extras,
     /// Leave the mount to the other processes of this mount namespace: the daemon goes on in a namespace of its own,
     /// without the mount, and ends when the last process that sees it has gone.
     pub hand_over: bool,
@@ -50,6 +53,7 @@ impl Options {
             socket: socket.into(),
             knobs: Vec::new(),
             peers_per_user: DEFAULT_PEERS_PER_USER,
+            extras: Extras::default(),
             hand_over: false,
         }
     }
@@ -151,6 +155,7 @@ pub fn mount(options: &Options) -> Result<Running, StartError> {
     let (mailbox, inbox) = mailbox().map_err(os("eventfd"))?;
     let mut daemon =
         Daemon::new(listener, inbox, uffd, options.peers_per_user).map_err(os("epoll_create"))?;
+    daemon.set_extras(options.extras);
     for (file, value) in &options.knobs {
         daemon
             .preset(*file, value)
