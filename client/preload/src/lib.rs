@@ -18,5 +18,6 @@ pub mod sys;
 
 /// Runs once, when the library has been loaded.
 pub(crate) fn begin() {
+    sys::patch::divert_own_calls();
     mode::inherit();
 }

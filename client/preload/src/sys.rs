@@ -8,3 +8,4 @@ pub mod call;
 pub mod environment;
 mod exports;
 pub mod next;
+pub mod patch;

@@ -5,7 +5,7 @@
 //! pass them alike.
 
 mod files;
-mod maps;
+pub(super) mod maps;
 
 use super::call::number;
 use std::ffi::c_int;

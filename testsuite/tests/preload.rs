@@ -1,0 +1,82 @@
+//! Unmodified C programs with the library preloaded, each in a file of its own beside this one.
+//!
+//! The program checks what it sees and says so by its exit status; here it is compiled, given a daemon of its own that
+//! scans as fast as it can, and run. What has an answer of the kernel's to compare with runs without the library too.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use testsuite::daemon::Daemon;
+
+struct Stage {
+    daemon: Daemon,
+    directory: tempfile::TempDir,
+}
+
+impl Stage {
+    fn new() -> Self {
+        let daemon = Daemon::start(env!("CARGO_BIN_EXE_kit"));
+        daemon.scan_fast();
+        let directory = tempfile::tempdir().expect("a directory");
+        Self { daemon, directory }
+    }
+
+    /// Compiles `preload/NAME.c`.
+    fn program(&self, name: &str) -> PathBuf {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/preload");
+        let program = self.directory.path().join(name);
+        let output = Command::new("cc")
+            .args(["-O1", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"])
+            .arg(&program)
+            .arg(source.join(name).with_extension("c"))
+            .output()
+            .expect("a C compiler");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "cc: {said}");
+        program
+    }
+
+    fn preload(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command
+            .env("LD_PRELOAD", library())
+            .env("KSMFS_SOCKET", self.daemon.socket());
+        command
+    }
+}
+
+/// Where cargo puts the library: beside this test.
+fn library() -> PathBuf {
+    let this = std::env::current_exe().expect("a path");
+    let library = this.with_file_name("libksm_preload.so");
+    assert!(
+        library.exists(),
+        "{} is built with the workspace",
+        library.display()
+    );
+    library
+}
+
+fn succeeded(output: &Output) -> String {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{}: {err}{out}", output.status);
+    out
+}
+
+/// Runs a program with the library to its good end.
+fn run(name: &str, arguments: &[&str]) -> String {
+    let stage = Stage::new();
+    let mut command = stage.preload(stage.program(name));
+    succeeded(&command.args(arguments).output().expect("it starts"))
+}
+
+#[test]
+fn what_the_c_library_maps_by_itself_merges_too() {
+    run("thread_heap", &[]);
+}
+
+#[test]
+fn threads_allocate_and_free_while_everything_merges() {
+    let said = run("churn", &["10"]);
+    assert!(said.contains("ksm_merge_any: yes"), "{said}");
+}
