@@ -80,3 +80,9 @@ fn threads_allocate_and_free_while_everything_merges() {
     let said = run("churn", &["10"]);
     assert!(said.contains("ksm_merge_any: yes"), "{said}");
 }
+
+#[test]
+fn a_block_that_is_freed_and_allocated_anew_while_it_is_merged_keeps_its_bytes() {
+    let said = run("freed_blocks", &["20"]);
+    assert!(said.contains("rounds"), "{said}");
+}
