@@ -17,6 +17,7 @@ pub mod release;
 pub mod restore;
 mod room;
 pub mod states;
+pub mod treatment;
 
 use crate::sys::guarded::{Guard, Guarded};
 use crate::sys::memory::{OncePlaced, pages_of, place, place_wiped_on_fork, unmap_of_dead_agent};
@@ -30,6 +31,7 @@ use rustix::io::Errno;
 use states::{IN_FILE, PageState, States};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
+use treatment::Treatments;
 use zerocopy::FromZeros;
 
 /// Regions that one process can have. What touches is one region.
@@ -70,6 +72,7 @@ pub struct Tables {
     own: RunTable<OWN_RANGES>,
     /// The part of it that goes with the agent.
     agent_mappings: RunTable<AGENT_MAPPINGS>,
+    treatments: Treatments,
     /// What is known of each page.
     pub states: States,
     notices: Notices,
@@ -81,15 +84,24 @@ impl Tables {
         self.regions.first(within).map(AppPages::vouched_for)
     }
 
-    /// The first part of `within` that is neither registered nor ours.
+    /// The first part of `within` that may be registered and is not: not ours, not to be wiped in children.
     fn first_free(&self, mut within: PageRun) -> Option<PageRun> {
         while let Some(gap) = self.own.first_gap(within) {
-            if let Some(free) = self.regions.first_gap(gap) {
-                return Some(free);
+            let mut rest = gap;
+            while let Some(mergeable) = self.treatments.wiped_in_children.first_gap(rest) {
+                if let Some(free) = self.regions.first_gap(mergeable) {
+                    return Some(free);
+                }
+                rest = PageRun::between(mergeable.end(), gap.end());
             }
             within = PageRun::between(gap.end(), within.end());
         }
         None
+    }
+
+    /// Has the kernel treat what has taken the place of the pages as the app wanted them to be treated.
+    pub(crate) fn renew_treatment(&self, run: PageRun) {
+        self.treatments.renew(run);
     }
 
     /// Sees to it that something can be known of the pages.
@@ -416,6 +428,7 @@ impl Space {
         let mut tables = self.tables.resume_in_child();
         self.journal.end();
         tables.unmap_agent();
+        tables.forget_what_was_not_inherited();
         tables.notices.resend_all();
         self.start_sweep(SWEEP_KNOWN);
         if let Some(told) = self.told.get() {

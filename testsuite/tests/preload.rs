@@ -86,3 +86,8 @@ fn a_block_that_is_freed_and_allocated_anew_while_it_is_merged_keeps_its_bytes()
     let said = run("freed_blocks", &["20"]);
     assert!(said.contains("rounds"), "{said}");
 }
+
+#[test]
+fn merged_memory_behaves_as_any_other() {
+    run("merged_memory", &[]);
+}

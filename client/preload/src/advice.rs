@@ -1,14 +1,16 @@
 //! `madvise` and its relatives.
 //!
 //! What asks for merging is answered as the kernel answers it, and never reaches the kernel. What empties pages
-//! empties merged ones, which sit in file mappings of ours, by replacing these. What changes how a mapping is treated
-//! acts on plain memory only, and such memory is not merged as long as a merged page could not be treated so.
+//! empties merged ones, which sit in file mappings of ours, by replacing these. What changes how the kernel treats a
+//! mapping is noted for the mappings that merging puts in its place.
 
 use crate::changing::{Changing, pages};
 use crate::mode;
 use crate::suitable;
 use crate::sys::call::{Answer, Quiet, call};
 use ksm_client::Client;
+use ksm_client::space::Space;
+use ksm_client::space::treatment::Treatment;
 use ksm_engine::page::{PAGE_SIZE, PageRun};
 use rustix::io::Errno;
 
@@ -25,10 +27,12 @@ pub fn madvise(addr: usize, len: usize, advice: i32) -> Answer {
             empty(addr, len, advice)
         }
         libc::MADV_REMOVE => remove(addr, len),
-        libc::MADV_DONTFORK | libc::MADV_WIPEONFORK | libc::MADV_DONTDUMP => {
-            set_apart(addr, len, advice)
-        }
-        libc::MADV_COLLAPSE | libc::MADV_HUGEPAGE => on_plain_memory(addr, len, advice),
+        libc::MADV_DONTFORK => treat(addr, len, advice, Treatment::NotInChildren, true),
+        libc::MADV_DOFORK => treat(addr, len, advice, Treatment::NotInChildren, false),
+        libc::MADV_DONTDUMP => treat(addr, len, advice, Treatment::NotInDumps, true),
+        libc::MADV_DODUMP => treat(addr, len, advice, Treatment::NotInDumps, false),
+        libc::MADV_WIPEONFORK => treat(addr, len, advice, Treatment::WipedInChildren, true),
+        libc::MADV_KEEPONFORK => treat(addr, len, advice, Treatment::WipedInChildren, false),
         _ => raw(addr, len, advice),
     }
 }
@@ -100,20 +104,28 @@ fn remove(addr: usize, len: usize) -> Answer {
     raw(addr, len, libc::MADV_REMOVE)
 }
 
-/// Merged pages would not be kept from children or core dumps: from now on the range is not merged.
-fn set_apart(addr: usize, len: usize, advice: i32) -> Answer {
-    let run = range(addr, len)?.unwrap_or(PageRun { start: 0, len: 0 });
-    let Some(mut changing) = Changing::begin_unmerged(run)? else {
+/// How the kernel is to treat the range from now on. The agent says it again to what it maps there; what it could not say
+/// to a file mapping ends the merging of the range.
+fn treat(addr: usize, len: usize, advice: i32, treatment: Treatment, is_on: bool) -> Answer {
+    let Some(run) = range(addr, len)? else {
         return raw(addr, len, advice);
     };
-    let done = raw(addr, len, advice)?;
-    changing.withhold(run);
+    // Noted also while nothing is merged yet: the kernel does not tell it later.
+    Space::get_or_create()?;
+    let begun = match treatment {
+        Treatment::WipedInChildren => Changing::begin_unmerged(run)?,
+        _ => Changing::begin(),
+    };
+    let Some(mut changing) = begun else {
+        return raw(addr, len, advice);
+    };
+    let done = raw(addr, len, advice);
+    if done.is_ok() || done == Err(Errno::NOMEM) {
+        changing.treat(run, treatment, is_on);
+    }
+    if done.is_ok() && !is_on && mode::merges_any() {
+        suitable::register(run, &mut changing);
+    }
     changing.end();
-    Ok(done)
-}
-
-fn on_plain_memory(addr: usize, len: usize, advice: i32) -> Answer {
-    let run = range(addr, len)?.unwrap_or(PageRun { start: 0, len: 0 });
-    let _changing = Changing::begin_unmerged(run)?;
-    raw(addr, len, advice)
+    done
 }

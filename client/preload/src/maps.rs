@@ -1,7 +1,7 @@
 //! Calls that change mappings: each excludes the agent, makes the system call, and brings the tables up to date.
 //!
-//! A range that was merged is several mappings to the kernel, some of them of our files. Where the call's meaning depends
-//! on that (a protection other than read and write, locked memory, moving), its pages become plain memory first.
+//! A range that was merged is several mappings to the kernel, some of them of our files. Most calls do not mind; moving is
+//! in [`crate::moving`].
 
 use crate::changing::{Changing, pages};
 use crate::mode;
@@ -44,60 +44,35 @@ pub fn munmap(addr: usize, len: usize) -> Answer {
     Ok(done)
 }
 
-/// `mprotect`, and with a key `pkey_mprotect`.
+/// `mprotect`, and with a key `pkey_mprotect`. The agent looks at the protection of what it maps anew, but not at keys:
+/// memory with a key is not merged.
 pub fn mprotect(addr: usize, len: usize, protection: usize, key: Option<usize>) -> Answer {
     let make = || match key {
         None => call(libc::SYS_mprotect, [addr, len, protection]),
         Some(key) => call(libc::SYS_pkey_mprotect, [addr, len, protection, key]),
     };
     let run = pages(addr, len);
-    let plain = protection & !WRITABLE == 0 && protection != 0 && key.is_none();
-    let begun = if plain && protection == WRITABLE {
-        Changing::begin()
-    } else {
-        Changing::begin_unmerged(run)?
+    let begun = match key {
+        None => Changing::begin(),
+        Some(_) => Changing::begin_unmerged(run)?,
     };
     let Some(mut changing) = begun else {
         return make();
     };
     let done = make()?;
-    if protection != WRITABLE {
-        withhold_files(&mut changing, run);
-    } else if mode::merges_any() {
+    if key.is_some() {
+        changing.withhold(run);
+    } else if mode::merges_any() && protection & suitable::WRITE != 0 {
         suitable::register(run, &mut changing);
     }
     changing.end();
     Ok(done)
 }
 
-/// `PROT_READ | PROT_WRITE`.
-const WRITABLE: usize = (libc::PROT_READ | libc::PROT_WRITE).unsigned_abs() as usize;
-
-/// `mlock`, and with flags `mlock2`.
-pub fn mlock(addr: usize, len: usize, flags: Option<usize>) -> Answer {
-    let make = || match flags {
-        None => call(libc::SYS_mlock, [addr, len]),
-        Some(flags) => call(libc::SYS_mlock2, [addr, len, flags]),
-    };
-    // The kernel rounds the address down.
-    let run = pages(addr, len.saturating_add(addr % PAGE_SIZE));
-    let Some(mut changing) = Changing::begin_unmerged(run)? else {
-        return make();
-    };
-    let done = make()?;
-    withhold_files(&mut changing, run);
-    Ok(done)
-}
-
-/// `mlockall`.
-pub fn mlockall(flags: usize) -> Answer {
-    let everything = PageRun::between(0, ksm_engine::page::PAGE_LIMIT);
-    let Some(mut changing) = Changing::begin_unmerged(everything)? else {
-        return call(libc::SYS_mlockall, [flags]);
-    };
-    let done = call(libc::SYS_mlockall, [flags])?;
-    withhold_files(&mut changing, everything);
-    Ok(done)
+/// `mlock`, `mlock2`, `mlockall` and the like, with the numbers and arguments of the system calls.
+pub fn lock<const N: usize>(number: libc::c_long, arguments: [usize; N]) -> Answer {
+    let _changing = Changing::begin();
+    call(number, arguments)
 }
 
 /// `brk`: the new end of the heap, as the kernel says it. `old` is the end that the C library knows.
@@ -119,14 +94,4 @@ pub fn brk(new: usize, old: usize) -> Answer {
     }
     changing.end();
     Ok(end)
-}
-
-/// Private copies that could not be made plain again keep the agent's hands off: it would map them with the protection
-/// of ordinary memory.
-fn withhold_files(changing: &mut Changing, run: PageRun) {
-    let mut rest = run;
-    while let Some(in_file) = changing.first_in_file(rest) {
-        changing.withhold(in_file);
-        rest = PageRun::between(in_file.end(), run.end());
-    }
 }

@@ -15,6 +15,8 @@ const fn bits(flags: libc::c_int) -> usize {
     flags.unsigned_abs() as usize
 }
 
+/// `PROT_WRITE`.
+pub const WRITE: usize = bits(libc::PROT_WRITE);
 /// `MAP_DROPPABLE` (Linux 6.11), a type of mapping of its own.
 const DROPPABLE: usize = 8;
 
@@ -27,7 +29,7 @@ pub fn is_new_mapping(protection: usize, flags: usize) -> bool {
         && flags & bits(libc::MAP_ANONYMOUS) != 0
         && flags & unsuitable == 0
         // Reserved address space is looked at again when it is made usable.
-        && protection & bits(libc::PROT_WRITE) != 0
+        && protection & WRITE != 0
 }
 
 /// What there is in a range.

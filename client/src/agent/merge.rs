@@ -193,6 +193,7 @@ fn populate(arena: &Arena<'_>, runs: &[MapRun]) -> bool {
 
 /// Notes that pages show their slots now.
 pub(super) fn note_merged(tables: &mut Tables, run: PageRun, slot: Slot) {
+    tables.renew_treatment(run);
     for (i, page) in (run.start..run.end()).enumerate() {
         tables.states.update(page, |state| {
             state.flags = Flags::MERGED | state.flags & Flags::SEEN;

@@ -6,6 +6,7 @@
 use super::release::{leave_files, process_id};
 use super::restore::{RestoreError, Restorer};
 use super::states::IN_FILE;
+use super::treatment::Treatment;
 use super::{RegisterError, Space, Tables};
 use crate::sys::guarded::Guard;
 use crate::sys::pagemap::Pagemap;
@@ -71,6 +72,12 @@ impl Change<'_> {
     pub fn forget(&mut self, run: PageRun) {
         self.tables.remove_region(run);
         self.tables.forget_states(run);
+        self.tables.forget_treatment(run);
+    }
+
+    /// The app has told the kernel how to treat the pages. See [`Treatment`].
+    pub fn treat(&mut self, run: PageRun, treatment: Treatment, is_on: bool) {
+        self.tables.treat(run, treatment, is_on);
     }
 
     /// Sees to it that pages can be moved there. See [`Self::moved`].
@@ -82,7 +89,7 @@ impl Change<'_> {
     }
 
     /// The mappings of `from` have been moved to the pages from `to` on, of which nothing is known: what has to be known
-    /// of those in file mappings of ours goes along.
+    /// of those in file mappings of ours goes along, and how the app wanted them to be treated.
     pub fn moved(&mut self, from: PageRun, to: u64) {
         let mut rest = from;
         while let Some(in_file) = self.tables.states.first_in_file(rest) {
@@ -92,6 +99,7 @@ impl Change<'_> {
             }
             rest = PageRun::between(in_file.end(), from.end());
         }
+        self.tables.move_treatment(from, to);
     }
 
     /// Registers pages. See [`Space::register`].

@@ -128,7 +128,9 @@ fn discard_step(tables: &mut Tables, run: PageRun) -> Result<(), Errno> {
 pub(super) fn leave_files(tables: &mut Tables, run: PageRun) -> Result<(), Errno> {
     let mut rest = run;
     while let Some(in_file) = tables.states.first_in_file(rest) {
-        replace_by_zeroes(in_file)?;
+        let replaced = replace_by_zeroes(in_file);
+        tables.renew_treatment(in_file);
+        replaced?;
         tables.forget_states(in_file);
         rest = PageRun::between(in_file.end(), run.end());
     }

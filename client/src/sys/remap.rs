@@ -141,6 +141,15 @@ pub fn discard(pages: AppPages) -> Result<()> {
     unsafe { madvise(pages.start(), pages.length(), Advice::LinuxDontNeed) }
 }
 
+/// Any other advice, in the app's name.
+///
+/// # Errors
+/// Of `madvise`, as the app would have got it.
+pub fn advise(pages: AppPages, advice: Advice) -> Result<()> {
+    // SAFETY: the app asked for it.
+    unsafe { madvise(pages.start(), pages.length(), advice) }
+}
+
 /// Gives each page a private, exclusive copy without changing a byte of it.
 ///
 /// # Errors

@@ -40,14 +40,15 @@ static inline void pause_ms(long ms) {
     nanosleep(&time, NULL);
 }
 
-/* Waits until at least that many pages of this process are merged. */
+/* Waits until exactly that many pages of this process are merged. What was unmapped or written counts until the next
+ * scan has come by. */
 static inline void wait_merged(long pages) {
     for (int i = 0; i < 6000; i++) {
-        if (merging_pages() >= pages)
+        if (merging_pages() == pages)
             return;
         pause_ms(10);
     }
-    fprintf(stderr, "only %ld pages are merged, not %ld\n", merging_pages(), pages);
+    fprintf(stderr, "%ld pages are merged, not %ld\n", merging_pages(), pages);
     _exit(1);
 }
 
@@ -71,12 +72,15 @@ static inline char *map(size_t pages) {
     return at + PAGE;
 }
 
-/* Pages filled with one byte, all of them merged. */
-static inline char *merged(size_t pages, int byte) {
-    long before = merging_pages();
+/* Pages filled with one byte, all of them merged, and beside them `others` in this process. */
+static inline char *merged_beside(long others, size_t pages, int byte) {
     char *at = map(pages);
     fill(at, pages, byte);
     check(madvise(at, pages * PAGE, 12) == 0);
-    wait_merged(before + (long)pages);
+    wait_merged(others + (long)pages);
     return at;
+}
+
+static inline char *merged(size_t pages, int byte) {
+    return merged_beside(0, pages, byte);
 }

@@ -141,7 +141,7 @@ pub unsafe extern "C" fn posix_madvise(addr: *mut c_void, len: usize, advice: c_
 /// That of the call.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mlock(addr: *const c_void, len: usize) -> c_int {
-    number(maps::mlock(addr.expose_provenance(), len, None))
+    number(maps::lock(libc::SYS_mlock, [addr.expose_provenance(), len]))
 }
 
 /// `mlock2(2)`.
@@ -150,8 +150,24 @@ pub unsafe extern "C" fn mlock(addr: *const c_void, len: usize) -> c_int {
 /// That of the call.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mlock2(addr: *const c_void, len: usize, flags: c_uint) -> c_int {
-    let flags = (flags != 0).then_some(flags as usize);
-    number(maps::mlock(addr.expose_provenance(), len, flags))
+    let addr = addr.expose_provenance();
+    // The C library does without the newer call where it can.
+    number(match flags {
+        0 => maps::lock(libc::SYS_mlock, [addr, len]),
+        flags => maps::lock(libc::SYS_mlock2, [addr, len, flags as usize]),
+    })
+}
+
+/// `munlock(2)`.
+///
+/// # Safety
+/// That of the call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn munlock(addr: *const c_void, len: usize) -> c_int {
+    number(maps::lock(
+        libc::SYS_munlock,
+        [addr.expose_provenance(), len],
+    ))
 }
 
 /// `mlockall(2)`.
@@ -160,7 +176,16 @@ pub unsafe extern "C" fn mlock2(addr: *const c_void, len: usize, flags: c_uint) 
 /// That of the call.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mlockall(flags: c_int) -> c_int {
-    number(maps::mlockall(wide(flags)))
+    number(maps::lock(libc::SYS_mlockall, [wide(flags)]))
+}
+
+/// `munlockall(2)`.
+///
+/// # Safety
+/// That of the call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn munlockall() -> c_int {
+    number(maps::lock(libc::SYS_munlockall, []))
 }
 
 /// `brk(2)`, as the C library has it: it keeps the end of the heap in a variable that `sbrk` reads.
