@@ -9,6 +9,8 @@
 mod chains;
 #[path = "golden/extras.rs"]
 mod extras;
+#[path = "golden/free_running.rs"]
+mod free_running;
 #[path = "golden/host.rs"]
 mod host;
 #[path = "golden/knobs.rs"]

@@ -229,12 +229,14 @@ impl Process {
                 VisitState::Calm
             }
         };
+        let told = calm.is_some_and(|seen| seen.told) || state == VisitState::Calm;
         let known = known || state == VisitState::Calm;
         let node = None;
         self.seen.insert(
             page,
             Seen {
                 content,
+                told,
                 known,
                 node,
             },

@@ -18,7 +18,7 @@ pub(super) fn may_be_mapped(process: &Process, page: u64, frame: Frame, arenas: 
         return;
     };
     assert!(
-        seen.content == arenas.content(frame) && (seen.known || seen.content == Content::ZERO),
+        seen.content == arenas.content(frame) && (seen.told || seen.content == Content::ZERO),
         "process {}: page {page} reported {seen:?}, and is to be mapped to {:?}",
         process.pid,
         arenas.content(frame)

@@ -35,6 +35,8 @@ pub(crate) struct Seen {
     /// What it held at the last visit.
     pub(crate) content: Content,
     /// The digest of that was reported.
+    pub(crate) told: bool,
+    /// And the agent knows it.
     pub(crate) known: bool,
     /// The node that was reported, if it was asked for.
     pub(crate) node: Option<NumaNode>,
@@ -195,6 +197,8 @@ impl Process {
             self.pages.remove(&page);
             self.wrote.remove(&page);
             self.pinned.remove(&page);
+            // The agent goes by the address: only what it has told the daemon is forgotten.
+            self.seen.entry(page).and_modify(|seen| seen.known = false);
         }
     }
 

@@ -128,8 +128,9 @@ fn the_knob_cannot_change_while_pages_are_shared() {
 #[test]
 fn the_knob_changes_while_pages_wait_for_a_twin() {
     let mut host = Host::new(&[(KsmFile::PagesToScan, "1")]);
-    let [_, b] = [(); 2].map(|()| host.process_of(1, 7));
-    host.model(b).migrate(pages(0, 0..1), NumaNode(1));
+    let [a, _] = [(); 2].map(|()| host.process_of(1, 7));
+    // As long as nodes do not matter it waits in the one tree, which is that of node 0.
+    host.model(a).migrate(pages(0, 0..1), NumaNode(1));
     host.set(KsmFile::Run, "1");
     // The first page waits since a moment, the second one comes next.
     while host.number(KsmFile::PagesUnshared) == 0 {
@@ -145,4 +146,20 @@ fn the_knob_changes_while_pages_wait_for_a_twin() {
         host.wake_called("wake");
     }
     assert_eq!(host.number(KsmFile::PagesSharing), 1);
+}
+
+/// An arena that was made for pages of all nodes takes none of one node, and is not kept for nothing.
+#[test]
+fn arenas_do_not_outlive_the_rule_that_they_were_made_for() {
+    let mut host = Host::new(&[]);
+    let a = host.process_of(4, 7);
+    host.start();
+    host.steps(1);
+    host.unique(a, pages(0, 0..4), 3);
+    host.steps(1);
+    let dead = |host: &mut Host| host.world.engine().counters().slots_dead;
+    assert_eq!(dead(&mut host), 1);
+    host.set(KsmFile::MergeAcrossNodes, "0");
+    host.steps(1);
+    assert_eq!(dead(&mut host), 0);
 }

@@ -222,3 +222,20 @@ fn refiling_packs_a_chain_and_walks_it_once_for_each_dup_that_it_fills() {
         "{steps} steps to fill {full} dups"
     );
 }
+
+#[test]
+fn a_chain_that_needs_all_its_dups_is_left_alone() {
+    for (sharers, moves) in [
+        ([2, 3], false),
+        ([1, 4], false),
+        ([2, 2], true),
+        ([1, 2], true),
+    ] {
+        let (mut all, dups) = Trees::with_dups(sharers);
+        let rules = rules(0, NEVER, 4);
+        let moved = dups
+            .iter()
+            .any(|from| all.trees.refile_to(*from, &rules).is_some());
+        assert_eq!(moved, moves, "{sharers:?}");
+    }
+}
