@@ -6,5 +6,6 @@ mod node_exporter;
 mod readers;
 mod tmpfiles;
 mod virsh;
+mod without_exec;
 
 const KIT: &str = env!("CARGO_BIN_EXE_kit");
