@@ -234,6 +234,8 @@ impl<S: SlotStore> Engine<S> {
                 self.store.finish(arena);
             }
         }
+        // With nothing to scan, no end of a scan would come to do it.
+        self.release_arenas();
     }
 
     fn begin_unmerge(&mut self) {
