@@ -19,6 +19,7 @@ use crate::space::release::{Release, UnregisterError};
 use crate::space::{RegisterError, Space, figures};
 use crate::sys::memory::{Placed, page_of};
 use crate::sys::task::WAKE;
+use crate::trust;
 use ksm_engine::page::{PAGE_SIZE, PageRun};
 use ksm_engine::wire::{Figures, MessageBuffer, ToAgent, ToDaemon};
 use rustix::io::Errno;
@@ -379,6 +380,7 @@ pub(crate) fn run_of(addr: *mut u8, len: usize) -> Result<Option<PageRun>, Regio
 }
 
 fn addresses(config: &Config) -> Result<[Option<SocketAddrUnix>; 2], StartError> {
+    trust::look_around();
     let mut paths = socket_path::connect_paths(config.socket.as_deref()).into_iter();
     let mut next = || paths.next().map(|path| address(&path)).transpose();
     Ok([next()?, next()?])

@@ -25,6 +25,7 @@ pub mod socket_path;
 pub mod space;
 mod steward;
 pub mod sys;
+pub mod trust;
 
 pub use api::{Client, Config, FiguresError, RegionError, StartError, Status};
 pub use embedded::Embedded;

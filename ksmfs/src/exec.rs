@@ -14,7 +14,7 @@ mod sys;
 use crate::cli::ExecArgs;
 use crate::namespace::{self, NamespaceError};
 use contact::ContactError;
-use ksm_client::socket_path;
+use ksm_client::{socket_path, trust};
 use own_daemon::OwnDaemonError;
 use place::PlaceError;
 use preload::PreloadError;
@@ -87,17 +87,22 @@ fn prepare(args: &ExecArgs) -> Result<Command, ExecError> {
         true => None,
         false => Some(preload::variable(args.preload.as_deref())?),
     };
+    let mut words = args.command.iter();
+    let mut command = Command::new(words.next().map_or_else(OsString::new, OsString::clone));
+    command.args(words);
     let socket = match running_daemon(args)? {
-        Some(daemon) => show(daemon)?,
+        Some(daemon) => {
+            // In a user namespace the library cannot see any more whose it is.
+            command.env(trust::VARIABLE, daemon.pid().to_string());
+            show(daemon)?
+        }
         None => {
             namespace::enter()?;
             place::make()?;
             own_daemon::start(args)?
         }
     };
-    let mut words = args.command.iter();
-    let mut command = Command::new(words.next().map_or_else(OsString::new, OsString::clone));
-    command.args(words).env(socket_path::VARIABLE, socket);
+    command.env(socket_path::VARIABLE, socket);
     if let Some(list) = variable {
         command.env(preload::VARIABLE, list);
     }

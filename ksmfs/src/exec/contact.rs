@@ -1,6 +1,7 @@
 //! A daemon that runs: whether it may be trusted, and where its files are.
 
 use crate::mountpoint;
+use ksm_client::trust;
 use ksm_engine::wire::{MAX_MESSAGE, MessageBuffer, MountDevice, ToAgent, ToDaemon};
 use rustix::io::Errno;
 use rustix::net::sockopt::{self, Timeout};
@@ -8,6 +9,7 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recv,
     send, socket_with,
 };
+use rustix::process::Pid;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -39,6 +41,7 @@ pub enum ContactError {
 pub(super) struct Daemon {
     socket: PathBuf,
     device: MountDevice,
+    pid: Pid,
 }
 
 /// Asks the daemon that listens at `socket`.
@@ -46,9 +49,10 @@ pub(super) fn daemon_at(socket: &Path) -> Result<Daemon, ContactError> {
     let none = |errno| ContactError::NoDaemon(socket.into(), errno);
     let mute = |errno: Errno| ContactError::NoAnswer(socket.into(), errno.to_string());
     let connection = open(socket).map_err(none)?;
-    let uid = sockopt::socket_peercred(&connection).map_err(mute)?.uid;
-    if !uid.is_root() && uid != rustix::process::geteuid() {
-        return Err(ContactError::Untrusted(socket.into(), uid.as_raw()));
+    let peer = sockopt::socket_peercred(&connection).map_err(mute)?;
+    trust::look_around();
+    if !trust::is_trusted(&peer) {
+        return Err(ContactError::Untrusted(socket.into(), peer.uid.as_raw()));
     }
     let mut buffer = Box::new(MessageBuffer([0; MAX_MESSAGE]));
     let len = ask(&connection, &mut buffer).map_err(mute)?;
@@ -57,6 +61,7 @@ pub(super) fn daemon_at(socket: &Path) -> Result<Daemon, ContactError> {
             // The command may change its directory.
             socket: std::path::absolute(socket).unwrap_or_else(|_| socket.into()),
             device,
+            pid: peer.pid,
         }),
         Ok(other) => Err(ContactError::NoAnswer(socket.into(), format!("{other:?}"))),
         Err(error) => Err(ContactError::NoAnswer(socket.into(), error.to_string())),
@@ -94,6 +99,11 @@ impl Daemon {
     pub(super) fn mount(&self) -> Result<PathBuf, ContactError> {
         mountpoint::path_of(self.device)
             .ok_or_else(|| ContactError::MountNotSeen(self.socket.clone()))
+    }
+
+    /// Its process id.
+    pub(super) fn pid(&self) -> Pid {
+        self.pid
     }
 
     /// Where it listens.

@@ -5,6 +5,7 @@ mod moving;
 mod node_exporter;
 mod readers;
 mod tmpfiles;
+mod user;
 mod virsh;
 mod without_exec;
 
