@@ -41,9 +41,10 @@ fn the_metrics_are_what_the_files_say() {
     command.args(["prometheus-node-exporter", "--collector.disable-defaults"]);
     command.args(["--collector.ksmd", "--web.listen-address=127.0.0.1:0"]);
     let mut exporter = Background::start(command.stderr(Stdio::piped()));
-    let log = BufReader::new(exporter.0.stderr.take().expect("piped"));
+    // Open to the end: it goes on logging, and would die of a closed pipe.
+    let mut log = BufReader::new(exporter.0.stderr.take().expect("piped")).lines();
     let address = log
-        .lines()
+        .by_ref()
         .map(|line| line.expect("its log is text"))
         .find(|line| line.contains("Listening on"))
         .and_then(|line| Some(line.rsplit_once("address=")?.1.to_owned()))
@@ -68,6 +69,8 @@ fn the_metrics_are_what_the_files_say() {
     assert_eq!(found.count(), METRICS.len());
     daemon.write("run", "1");
     assert_eq!(scrape(&address)["node_ksmd_run"], 1.0);
+    exporter.end();
+    drop(log);
 }
 
 fn scrape(address: &str) -> BTreeMap<String, f64> {
