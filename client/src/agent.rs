@@ -11,7 +11,7 @@ mod donate;
 mod headroom;
 pub mod held;
 mod merge;
-mod pins;
+pub(crate) mod pins;
 mod remap;
 pub mod report;
 mod visit;

@@ -167,6 +167,14 @@ impl Client {
         Ok(client)
     }
 
+    /// Makes forks safe from now on, though there is no client yet. Handlers of forks run in the order of such calls.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub fn watch_forks() -> Result<(), Errno> {
+        fork::watch()
+    }
+
     /// The client of this process, if it was started, here or in the process that forked this one.
     #[must_use]
     pub fn current() -> Option<Self> {

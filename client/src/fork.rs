@@ -11,7 +11,8 @@ use crate::sys::room::Kept;
 use crate::sys::task;
 use ksm_engine::page::{PAGE_LIMIT, PageRun};
 use rustix::io::Errno;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use rustix::thread::gettid;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, Ordering};
 
 /// The presence of this process, once a client was started.
 pub(crate) static PRESENCE: Kept<Presence> = Kept::empty();
@@ -63,10 +64,21 @@ pub(crate) fn watch() -> Result<(), Errno> {
         .inspect_err(|_| WATCHED.store(false, Ordering::Release))
 }
 
+/// Thread id of the thread that holds the space lock for a fork, between its handlers; 0 if none does.
+static FORKING: AtomicI32 = AtomicI32::new(0);
+
+/// Whether the calling thread is inside a fork. Handlers of others run there too, and may map memory.
+#[must_use]
+pub fn is_forking_here() -> bool {
+    let forking = FORKING.load(Ordering::Relaxed);
+    forking != 0 && forking == gettid().as_raw_pid()
+}
+
 extern "C" fn before() {
     if let Some(space) = Space::get() {
         let joins = has_registered(space);
         space.lock_for_fork();
+        FORKING.store(gettid().as_raw_pid(), Ordering::Relaxed);
         if let Some(presence) = PRESENCE.get().filter(|_| joins) {
             presence.note_fork();
         }
@@ -74,12 +86,15 @@ extern "C" fn before() {
 }
 
 extern "C" fn in_parent() {
-    if let Some(space) = Space::get() {
+    // Not if the space was made by another thread meanwhile.
+    if let Some(space) = Space::get().filter(|_| is_forking_here()) {
+        FORKING.store(0, Ordering::Relaxed);
         space.unlock_parent();
     }
 }
 
 extern "C" fn in_child() {
+    FORKING.store(0, Ordering::Relaxed);
     let Some(space) = Space::get() else {
         return;
     };

@@ -29,6 +29,7 @@ pub mod trust;
 
 pub use api::{Client, Config, FiguresError, RegionError, StartError, Status};
 pub use embedded::Embedded;
+pub use fork::is_forking_here;
 pub use ksm_engine::wire::Figures;
 pub use link_state::LinkState;
 pub use region::MergeableRegion;

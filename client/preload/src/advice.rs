@@ -6,6 +6,7 @@
 
 use crate::changing::{Changing, pages};
 use crate::mode;
+use crate::sandbox;
 use crate::suitable;
 use crate::sys::call::{Answer, Quiet, call};
 use ksm_client::Client;
@@ -64,7 +65,9 @@ fn merge(addr: usize, len: usize, advice: i32) -> Answer {
             Some(mut changing) => suitable::register(run, &mut changing),
             None => return Err(Errno::AGAIN),
         };
-        client.announce();
+        if !sandbox::is_entered() {
+            client.announce();
+        }
         if registered.is_full {
             return Err(Errno::AGAIN);
         }

@@ -1,19 +1,28 @@
 //! Holding the agent off while the app changes its mappings.
 
+use crate::sandbox;
 use crate::sys::call::Quiet;
 use ksm_client::Client;
 use ksm_client::space::Space;
 use ksm_client::space::change::Change;
 use ksm_engine::page::{PAGE_SIZE, PageRun};
 use rustix::io::Errno;
+use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 
 /// A [`Change`], with the signals of this thread blocked around it.
 #[derive(Debug)]
 pub struct Changing {
     // In the order of dropping.
-    change: Change<'static>,
+    change: Held,
     _quiet: Quiet,
+}
+
+/// The lock may be that of a fork, which the handler at its end lets go.
+#[derive(Debug)]
+enum Held {
+    Own(Change<'static>),
+    OfFork(ManuallyDrop<Change<'static>>),
 }
 
 impl Changing {
@@ -22,7 +31,11 @@ impl Changing {
     pub fn begin() -> Option<Self> {
         let space = Space::get()?;
         let quiet = Quiet::begin();
-        let change = space.change();
+        let change = if ksm_client::is_forking_here() {
+            Held::OfFork(ManuallyDrop::new(space.change_while_forking()))
+        } else {
+            Held::Own(space.change())
+        };
         Some(Self {
             change,
             _quiet: quiet,
@@ -34,7 +47,9 @@ impl Changing {
         let Some(changing) = Self::begin() else {
             return Ok(None);
         };
-        let Some(client) = Client::current().filter(|_| changing.first_in_file(run).is_some())
+        let is_own = matches!(changing.change, Held::Own(_));
+        let Some(client) =
+            Client::current().filter(|_| is_own && changing.first_in_file(run).is_some())
         else {
             return Ok(Some(changing));
         };
@@ -42,7 +57,7 @@ impl Changing {
         let quiet = Quiet::begin();
         let change = client.change_unmerged(run)?;
         Ok(Some(Self {
-            change,
+            change: Held::Own(change),
             _quiet: quiet,
         }))
     }
@@ -51,7 +66,10 @@ impl Changing {
     pub fn end(self) {
         let is_news = self.is_news();
         drop(self);
-        if is_news && let Some(client) = Client::current() {
+        if is_news
+            && !sandbox::is_entered()
+            && let Some(client) = Client::current()
+        {
             client.nudge();
         }
     }
@@ -61,13 +79,19 @@ impl Deref for Changing {
     type Target = Change<'static>;
 
     fn deref(&self) -> &Self::Target {
-        &self.change
+        match &self.change {
+            Held::Own(change) => change,
+            Held::OfFork(change) => change,
+        }
     }
 }
 
 impl DerefMut for Changing {
     fn deref_mut(&mut self) -> &mut Self::Target {
-        &mut self.change
+        match &mut self.change {
+            Held::Own(change) => change,
+            Held::OfFork(change) => change,
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! parent has set it. Over an exec the mode travels in the environment.
 
 use crate::changing::Changing;
+use crate::sandbox;
 use crate::suitable;
 use crate::sys::call::{Answer, Quiet, call};
 use ksm_client::space::Space;
@@ -34,6 +35,9 @@ pub fn prctl(option: libc::c_int, arguments: [usize; 4]) -> Answer {
         (libc::PR_GET_MEMORY_MERGE, [0, 0, 0, 0]) => Ok(usize::from(merges_any())),
         (libc::PR_SET_MEMORY_MERGE | libc::PR_GET_MEMORY_MERGE, _) => Err(Errno::INVAL),
         (option, [a, b, c, d]) => {
+            if option == libc::PR_SET_SECCOMP {
+                sandbox::enter();
+            }
             let option = usize::try_from(option).unwrap_or(usize::MAX);
             call(libc::SYS_prctl, [option, a, b, c, d])
         }
@@ -45,6 +49,7 @@ pub fn prctl(option: libc::c_int, arguments: [usize; 4]) -> Answer {
 pub fn client() -> Result<Client, Errno> {
     match Client::current() {
         Some(client) => Ok(client),
+        None if sandbox::is_entered() => Err(Errno::AGAIN),
         None => Client::start(&Config::default()).map_err(|_| Errno::AGAIN),
     }
 }
@@ -59,9 +64,11 @@ fn set(all: bool) -> Result<(), Errno> {
         // Before the maps are listed: what is mapped meanwhile registers itself.
         MERGES_ANY.store(true, Ordering::Relaxed);
         if let Some(mut changing) = Changing::begin() {
-            suitable::register(EVERYTHING, &mut changing);
+            suitable::register_all(&mut changing);
         }
-        client.announce();
+        if !sandbox::is_entered() {
+            client.announce();
+        }
     } else {
         MERGES_ANY.store(false, Ordering::Relaxed);
         if let Some(client) = Client::current() {

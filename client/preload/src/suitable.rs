@@ -3,6 +3,7 @@
 //! The kernel takes private file mappings as well, and merges the private copies in them; here they are left unmerged.
 
 use crate::changing::Changing;
+use crate::sandbox;
 use ksm_client::sys::maps::{Mapping, Maps};
 use ksm_engine::page::{PAGE_LIMIT, PageRun};
 use rustix::io::Errno;
@@ -51,7 +52,10 @@ impl Survey {
     /// Opens the kernel's list.
     pub fn begin() -> Self {
         // Linux 6.11 answers questions; before that, and without /proc, the agent finds out what it cannot merge.
-        let maps = Maps::open().ok();
+        let maps = match sandbox::is_entered() {
+            true => None,
+            false => Maps::open().ok(),
+        };
         Self(maps.filter(|maps| maps.at_or_after(0).is_ok()))
     }
 
@@ -128,6 +132,17 @@ pub fn register(within: PageRun, changing: &mut Changing) -> Registered {
         };
     }
     done
+}
+
+/// Registers all suitable memory of the process; nothing where the kernel does not list it.
+pub fn register_all(changing: &mut Changing) {
+    if Survey::begin().0.is_some() {
+        let everything = PageRun {
+            start: 0,
+            len: PAGE_LIMIT,
+        };
+        register(everything, changing);
+    }
 }
 
 /// Whether some page of the range is not mapped.

@@ -30,6 +30,15 @@ impl Space {
         Change { tables, was_quiet }
     }
 
+    /// The same in the thread that forks, between the handlers of a fork: the agent is kept away already. To be forgotten
+    /// and not dropped.
+    #[must_use]
+    pub fn change_while_forking(&self) -> Change<'_> {
+        let tables = self.tables.resume();
+        let was_quiet = tables.notices.is_empty();
+        Change { tables, was_quiet }
+    }
+
     /// Keeps the agent away, with all pages of `run` private; as far as userfaultfds are at hand and nothing stands
     /// against it, in plain anonymous memory.
     ///
@@ -47,9 +56,11 @@ impl Space {
         // Most of it in steps that let others in between.
         self.unmerge(run, gear).map_err(|_| Errno::NOMEM)?;
         let mut change = self.change();
-        Restorer::new(&self.journal, gear, process_id())
+        let mut restorer = Restorer::new(&self.journal, gear, process_id());
+        restorer
             .restore_all(&mut change.tables, run)
             .map_err(|RestoreError { .. }| Errno::NOMEM)?;
+        restorer.make_copies_plain(&mut change.tables, run);
         change.tables.forget_visits(run);
         Ok(change)
     }

@@ -9,6 +9,7 @@ use super::Tables;
 use super::journal::{Entry, Journal};
 use super::room::has_room_for;
 use super::states::{Flags, IN_FILE};
+use crate::agent::pins;
 use crate::sys::maps::{Mapping, Maps};
 use crate::sys::memory::OwnPages;
 use crate::sys::pagemap::{PageIs, Pagemap};
@@ -80,6 +81,15 @@ impl Drop for WritersHeld<'_> {
     }
 }
 
+/// What becomes of pages that are private copies already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Copies {
+    /// They stay in our file mapping.
+    Stay,
+    /// They become plain memory.
+    Go,
+}
+
 /// Makes pages private.
 #[derive(Debug)]
 pub struct Restorer<'a> {
@@ -123,7 +133,7 @@ impl<'a> Restorer<'a> {
         }
         self.room -= merged.len;
         let pages = AppPages::vouched_for(merged);
-        self.make_plain(tables, pages);
+        self.make_plain(tables, pages, Copies::Stay);
         let mut rest = merged;
         while let Some(still) = first_merged(tables, rest) {
             match remap::populate_write(AppPages::vouched_for(still)) {
@@ -151,8 +161,22 @@ impl<'a> Restorer<'a> {
         Ok(())
     }
 
+    /// Puts plain anonymous memory in the place of private copies in our file mappings, too, where there is no sign that
+    /// somebody has pinned one.
+    pub fn make_copies_plain(&self, tables: &mut Tables, run: PageRun) {
+        let mut at = run.start;
+        while let Some(pages) = tables.states.first_in_file(PageRun::between(at, run.end())) {
+            let pages = PageRun {
+                start: pages.start,
+                len: pages.len.min(STEP),
+            };
+            self.make_plain(tables, AppPages::vouched_for(pages), Copies::Go);
+            at = pages.end();
+        }
+    }
+
     /// Puts plain anonymous memory with the same bytes in the place of merged pages, where that can be done.
-    fn make_plain(&self, tables: &mut Tables, pages: AppPages) {
+    fn make_plain(&self, tables: &mut Tables, pages: AppPages, copies: Copies) {
         let Some((uffd, pagemap)) = self.gear else {
             return;
         };
@@ -163,8 +187,10 @@ impl<'a> Restorer<'a> {
         let Ok(found) = pagemap.scan(run, run.len) else {
             return;
         };
+        // Asked while no new pins can be made.
+        let copies = copies == Copies::Go && !pins::are_possible(self.app);
         for (unbroken, is) in found.runs() {
-            if !is.contains(PageIs::FILE | PageIs::PRESENT) {
+            if !is.contains(PageIs::PRESENT) || !is.contains(PageIs::FILE) && !copies {
                 continue;
             }
             let part = held.pages().part(unbroken.start - run.start, unbroken.len);

@@ -5,9 +5,14 @@
 //! pass them alike.
 
 mod files;
+#[cfg(target_arch = "x86_64")]
+mod indirect;
 pub(super) mod maps;
+mod processes;
 
-use super::call::number;
+use super::call::{call, number, wide};
+use crate::userfaults;
+use ksm_client::space::Space;
 use std::ffi::c_int;
 
 /// `prctl(2)`.
@@ -17,6 +22,23 @@ use std::ffi::c_int;
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn prctl(option: c_int, a: usize, b: usize, c: usize, d: usize) -> c_int {
     number(crate::mode::prctl(option, [a, b, c, d]))
+}
+
+/// `ioctl(2)`.
+///
+/// # Safety
+/// That of the call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ioctl(fd: c_int, request: usize, argument: usize) -> c_int {
+    // The kernel looks at no more of the request than this.
+    let [a, b, c, d, ..] = request.to_le_bytes();
+    if u32::from_le_bytes([a, b, c, d]) == userfaults::REGISTER && Space::get().is_some() {
+        let range: *const [u64; 2] = std::ptr::with_exposed_provenance(argument);
+        // SAFETY: the caller's promise: the request takes a structure that begins with a range.
+        let [start, len] = unsafe { range.read() };
+        return number(userfaults::register(fd, argument, start, len));
+    }
+    number(call(libc::SYS_ioctl, [wide(fd), request, argument]))
 }
 
 extern "C" fn begin() {
