@@ -91,3 +91,40 @@ fn a_block_that_is_freed_and_allocated_anew_while_it_is_merged_keeps_its_bytes()
 fn merged_memory_behaves_as_any_other() {
     run("merged_memory", &[]);
 }
+
+#[test]
+fn calls_that_start_and_end_merging_answer_as_the_kernel_does() {
+    let stage = Stage::new();
+    let program = stage.program("answers");
+    let ours = succeeded(&stage.preload(&program).output().expect("it starts"));
+    let kernels = succeeded(&Command::new(&program).output().expect("it starts"));
+    assert!(kernels.lines().count() > 80, "{kernels}");
+    assert_eq!(ours, kernels);
+}
+
+#[test]
+fn what_programs_do_to_themselves_and_their_children_goes_with_merging() {
+    let stage = Stage::new();
+    let program = stage.program("surroundings");
+    for part in [
+        "descriptors",
+        "another_user",
+        "another_root",
+        "namespaces",
+        "sandbox",
+        "signals",
+        "forks",
+        "own_userfaultfd",
+        "stopped",
+        "everything",
+    ] {
+        eprintln!("{part}");
+        succeeded(
+            &stage
+                .preload(&program)
+                .arg(part)
+                .output()
+                .expect("it starts"),
+        );
+    }
+}

@@ -73,6 +73,9 @@ fn merge(addr: usize, len: usize, advice: i32) -> Answer {
         }
         registered.has_holes
     } else {
+        if sandbox::is_entered() && Space::get().is_some() {
+            return Err(Errno::AGAIN);
+        }
         if let Some(client) = Client::current().filter(|_| run.is_valid()) {
             client.unmerge(run).map_err(|error| error.errno())?;
         }

@@ -54,6 +54,9 @@ impl Changing {
             return Ok(Some(changing));
         };
         drop(changing);
+        if sandbox::is_entered() {
+            return Err(Errno::NOMEM);
+        }
         let quiet = Quiet::begin();
         let change = client.change_unmerged(run)?;
         Ok(Some(Self {

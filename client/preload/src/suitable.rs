@@ -3,7 +3,6 @@
 //! The kernel takes private file mappings as well, and merges the private copies in them; here they are left unmerged.
 
 use crate::changing::Changing;
-use crate::sandbox;
 use ksm_client::sys::maps::{Mapping, Maps};
 use ksm_engine::page::{PAGE_LIMIT, PageRun};
 use rustix::io::Errno;
@@ -52,10 +51,7 @@ impl Survey {
     /// Opens the kernel's list.
     pub fn begin() -> Self {
         // Linux 6.11 answers questions; before that, and without /proc, the agent finds out what it cannot merge.
-        let maps = match sandbox::is_entered() {
-            true => None,
-            false => Maps::open().ok(),
-        };
+        let maps = Maps::open().ok();
         Self(maps.filter(|maps| maps.at_or_after(0).is_ok()))
     }
 
@@ -88,7 +84,7 @@ impl Survey {
         let next = self.0.as_ref().map(|maps| maps.at_or_after(page));
         match next {
             Some(Ok(mapping)) => mapping.run.start.max(page),
-            _ => PAGE_LIMIT,
+            _ => u64::MAX,
         }
     }
 }

@@ -11,6 +11,7 @@ use rustix::ioctl::{self, Opcode, Updater, opcode};
 use rustix::mm::ProtFlags;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const QUERY: Opcode = opcode::read_write::<raw::procmap_query>(b'f', 17);
 
@@ -43,6 +44,14 @@ impl Mapping {
     }
 }
 
+/// Whether the process has given up opening files.
+static CLOSED: AtomicBool = AtomicBool::new(false);
+
+/// The process is about to give up opening files, on pain of death: app threads make do without the list from now on.
+pub fn never_open_again() {
+    CLOSED.store(true, Ordering::Relaxed);
+}
+
 /// The list of mappings of one address space.
 #[derive(Debug)]
 pub struct Maps(OwnedFd);
@@ -53,6 +62,9 @@ impl Maps {
     /// # Errors
     /// Of `open`.
     pub fn open() -> Result<Self> {
+        if CLOSED.load(Ordering::Relaxed) {
+            return Err(rustix::io::Errno::PERM);
+        }
         open(
             c"/proc/self/maps",
             OFlags::RDONLY | OFlags::CLOEXEC,
