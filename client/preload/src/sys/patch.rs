@@ -126,12 +126,9 @@ fn opening(number: libc::c_long) -> Option<Vec<u8>> {
 
 /// Where `bytes` occur, if they do once, at the start of a function.
 fn find_only(text: &[u8], bytes: &[u8]) -> Option<usize> {
-    let mut found = text
-        .windows(bytes.len())
-        .enumerate()
-        .filter(|(_, window)| *window == bytes);
-    let (at, _) = found.next()?;
-    if found.next().is_some() {
+    let at = first_at(text, bytes)?;
+    let rest = text.get(at + 1..)?;
+    if first_at(rest, bytes).is_some() {
         return None;
     }
     let lands = at.checked_sub(LANDING.len());
@@ -141,6 +138,13 @@ fn find_only(text: &[u8], bytes: &[u8]) -> Option<usize> {
     };
     let address = text.as_ptr().addr() + at;
     address.is_multiple_of(16).then_some(address)
+}
+
+fn first_at(text: &[u8], bytes: &[u8]) -> Option<usize> {
+    let (start, wanted) = (text.as_ptr(), bytes.as_ptr());
+    // SAFETY: both are slices with their lengths. The C library's search: this runs at the start of every program.
+    let found = unsafe { libc::memmem(start.cast(), text.len(), wanted.cast(), bytes.len()) };
+    (!found.is_null()).then(|| found.addr() - start.addr())
 }
 
 /// The code of the dynamic loader.
