@@ -87,3 +87,14 @@ fn without_the_directory_above_that_one_is_rebuilt_and_stays_closed() {
     ));
     assert_eq!(seen, "0\nksm\n");
 }
+
+#[test]
+fn mounts_stay_inside_where_they_would_spread() {
+    // As on most machines: what is mounted in one namespace is mounted in those made from it, and the other way round.
+    let shared = "mount --make-rshared /; export OUTSIDE=$$; \"$@\"";
+    let script =
+        format!("cat {KSM}/run; grep ' {KSM} .*ksmfs' /proc/$OUTSIDE/mountinfo || echo none");
+    let command = exec_sh(&["--own"], &script);
+    let seen = said(&mut stage_in_namespace(shared, &command));
+    assert_eq!(seen, "0\nnone\n");
+}
