@@ -1,9 +1,8 @@
 //! What the kernel's KSM was measured to do, step by step (Linux 6.18), done by the engine.
 //!
 //! Each scenario is a few processes, some writes and some scans; each row is what all counters showed then. The
-//! processes are models, so a page that was merged and written to may be merged again at once, as in the kernel. Two
-//! things that only the kernel can know are not here: that two pages are still one frame after a fork, and that the
-//! zero page was dropped before anybody has looked.
+//! processes are models, and time is a number; `golden_real.rs` plays the same scenarios with real ones. Not here is
+//! what only the kernel can know: that two pages are still one frame after a fork.
 
 #[path = "golden/chains.rs"]
 mod chains;
@@ -19,11 +18,17 @@ mod knobs;
 mod leaving;
 #[path = "golden/merging.rs"]
 mod merging;
+#[path = "golden/modelled.rs"]
+mod modelled;
 #[path = "golden/nodes.rs"]
 mod nodes;
 #[path = "golden/pace.rs"]
 mod pace;
+#[path = "golden/scenario.rs"]
+mod scenario;
 #[path = "golden/smart_scan.rs"]
 mod smart_scan;
+#[path = "golden/steps.rs"]
+mod steps;
 #[path = "golden/zero_pages.rs"]
 mod zero_pages;

@@ -1,8 +1,8 @@
 //! More equal pages than one merged page may have sharers: chains of dups.
 
-use crate::host::{Host, Pid, pages};
+use crate::host::Host;
+use crate::scenario::pages;
 use ksm_engine::knobs::KsmFile;
-use testsuite::sim::Page;
 
 fn equal_pages(limit: Option<&str>, count: u64) -> Host {
     let limit = limit.map(|limit| (KsmFile::MaxPageSharing, limit));
@@ -191,13 +191,10 @@ fn joined_dup(prune: &str, broken: [std::ops::Range<u64>; 2]) -> (Host, Vec<u64>
     host.steps(1);
     let b = host.process_of(1, 7);
     host.steps(2);
-    let slot = |host: &mut Host, pid: Pid, page: u64| {
-        let page = host.model(pid).page(pages(0, page..page + 1).start);
-        page.filter(|page| matches!(page, Page::Merged { .. }))
-    };
-    let joined = slot(&mut host, b, 0);
+    let first = pages(0, 0..1).start;
+    let joined = host.frame(b, first);
     assert!(joined.is_some(), "the new page was not merged");
-    let on_it = (0..8).filter(|page| slot(&mut host, a, *page) == joined);
+    let on_it = (0..8).filter(|page| host.frame(a, first + page) == joined);
     let on_it = on_it.collect();
     (host, on_it)
 }

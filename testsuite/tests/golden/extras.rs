@@ -1,6 +1,7 @@
 //! What the kernel's KSM does not do, and only on request: refiling, and equal pages whose phases differ.
 
-use crate::host::{Host, Pid, pages};
+use crate::host::{Host, Pid};
+use crate::scenario::pages;
 use ksm_engine::engine::Extras;
 use ksm_engine::knobs::KsmFile;
 

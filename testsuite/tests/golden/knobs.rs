@@ -1,6 +1,7 @@
 //! Knobs that are written at odd moments.
 
-use crate::host::{Host, pages};
+use crate::host::Host;
+use crate::scenario::pages;
 use ksm_engine::knobs::{KsmFile, WriteError};
 
 #[test]
@@ -167,8 +168,7 @@ fn w01_a_started_scan_does_not_cut_a_sleep_short() {
     host.start();
     host.set(KsmFile::Run, "0");
     host.set(KsmFile::Run, "1");
-    host.world.wait(std::time::Duration::from_millis(200));
-    host.world.settle();
+    host.wait(std::time::Duration::from_millis(200));
     host.record("run 0->1 during 3600 s sleep, +200ms");
     host.wake_called("after sleep_millisecs change");
     let sleep = host.read(KsmFile::SleepMillisecs);

@@ -1,6 +1,7 @@
 //! Processes that end, fork, unmap, or want no merging any more.
 
-use crate::host::{Host, pages};
+use crate::host::Host;
+use crate::scenario::pages;
 use ksm_engine::knobs::KsmFile;
 
 #[test]
@@ -232,7 +233,7 @@ fn t41_merged_pages_are_discarded() {
     let a = host.process_of(20, 7);
     host.start();
     host.steps(2);
-    host.model(a).discard(pages(0, 0..5));
+    host.discard(a, pages(0, 0..5));
     host.record("dontneed");
     host.steps(2);
     host.expect(
@@ -245,41 +246,4 @@ fn t41_merged_pages_are_discarded() {
         scan                        5    1   14    0    0    0    0    0    90    0    56384
         ",
     );
-}
-
-/// What is left of a process that ends is freed with the next batch, although the scan has passed it already.
-#[test]
-fn a_process_that_ends_is_the_next_to_be_reached() {
-    let mut host = Host::new(&[(KsmFile::PagesToScan, "2")]);
-    let [a, _, _] = [5, 6, 7].map(|seed| host.process_of_unique(4, seed));
-    host.set(KsmFile::Run, "1");
-    (2..=10).for_each(|_| host.wake());
-    host.exit(a);
-    let items = |host: &mut Host| host.world.engine().counters().rmap_items;
-    assert_eq!(items(&mut host), 12);
-    // The second half of the second process, then what is left of the first, then the third.
-    (11..=12).for_each(|_| host.wake());
-    assert_eq!(items(&mut host), 8);
-    assert_eq!(host.number(KsmFile::FullScans), 1);
-}
-
-/// A page that only processes shared that have ended is stale: it is removed where a search comes by it, with its items.
-#[test]
-fn a_stale_page_is_removed_by_the_search_that_finds_it() {
-    let mut host = Host::new(&[(KsmFile::PagesToScan, "1")]);
-    let a = host.process_of(2, 7);
-    let b = host.process();
-    host.unique(b, pages(0, 0..1), 3);
-    host.fill(b, pages(0, 1..2), 7);
-    host.advise(b, pages(0, 0..2));
-    host.set(KsmFile::Run, "1");
-    (2..=8).for_each(|_| host.wake());
-    assert_eq!(host.number(KsmFile::PagesShared), 1);
-    // The scan is between the two pages of the other process, of which the second has been calm once.
-    host.exit(a);
-    host.wake();
-    host.world.check();
-    assert_eq!(host.number(KsmFile::PagesShared), 0);
-    assert_eq!(host.number(KsmFile::PagesUnshared), 2);
-    assert_eq!(host.world.engine().counters().slots_used, 0);
 }

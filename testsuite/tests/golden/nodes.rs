@@ -1,6 +1,7 @@
 //! NUMA nodes: with `merge_across_nodes` = 0 equal pages merge on their own node only.
 
-use crate::host::{Host, pages};
+use crate::host::Host;
+use crate::scenario::pages;
 use ksm_engine::knobs::{KsmFile, WriteError};
 use ksm_engine::page::NumaNode;
 use testsuite::sim::Page;

@@ -1,8 +1,7 @@
-//! Batches, the order of the scan, and the advisor.
+//! Batches, and the order of the scan.
 
 use crate::host::{Host, Pid};
 use ksm_engine::knobs::KsmFile;
-use std::time::Duration;
 
 #[test]
 fn t12_ten_pages_at_a_time() {
@@ -137,50 +136,4 @@ fn o02_a_process_that_comes_between_scans_is_last() {
         seen,
         measured.map(|(scans, unshared, items)| (scans, unshared, items.to_vec()))
     );
-}
-
-/// `pages_to_scan` after each of twelve full scans of 100 pages, and how many batches each took. The scanning has
-/// used 40 s of CPU time before, and next to none since.
-fn advised(knobs: &[(KsmFile, &str)]) -> (Host, Vec<(u64, u32)>) {
-    let mut host = Host::new(knobs);
-    host.process_of_unique(100, 7);
-    host.world.engine().set_cpu_time(Duration::from_secs(40));
-    host.set(KsmFile::AdvisorMode, "scan-time");
-    assert_eq!(host.read(KsmFile::AdvisorMode), "none [scan-time]");
-    assert_eq!(host.number(KsmFile::PagesToScan), 500);
-    host.set(KsmFile::Run, "1");
-    let mut seen = vec![(host.number(KsmFile::PagesToScan), 1)];
-    for _ in 0..10 {
-        let before = host.number(KsmFile::FullScans);
-        let mut wakes = 0;
-        while host.number(KsmFile::FullScans) == before {
-            host.wake();
-            wakes += 1;
-        }
-        seen.push((host.number(KsmFile::PagesToScan), wakes));
-    }
-    (host, seen)
-}
-
-#[test]
-fn a01_the_advisor_with_little_to_do() {
-    let (mut host, seen) = advised(&[]);
-    let first = [(10, 1), (100, 11), (1000, 2), (10_000, 1)];
-    let measured: Vec<_> = first.into_iter().chain([(30_000, 1); 7]).collect();
-    assert_eq!(seen, measured);
-    host.set(KsmFile::AdvisorMode, "none");
-    assert_eq!(host.number(KsmFile::PagesToScan), 100);
-}
-
-#[test]
-fn a02_the_advisor_with_a_second_for_each_scan() {
-    let (_, seen) = advised(&[
-        (KsmFile::AdvisorTargetScanTime, "1"),
-        (KsmFile::AdvisorMaxPagesToScan, "1000"),
-    ]);
-    let measured: Vec<_> = [(70, 1), (700, 2)]
-        .into_iter()
-        .chain([(1000, 1); 9])
-        .collect();
-    assert_eq!(seen, measured);
 }

@@ -1,6 +1,7 @@
 //! Old pages are looked at ever more seldom.
 
-use crate::host::{Host, Pid, pages};
+use crate::host::{Host, Pid};
+use crate::scenario::pages;
 use ksm_engine::knobs::KsmFile;
 
 /// Position of a column in a row.

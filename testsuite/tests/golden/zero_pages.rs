@@ -1,6 +1,7 @@
 //! Pages of zeros, and the kernel's zero page.
 
-use crate::host::{Host, pages};
+use crate::host::Host;
+use crate::scenario::pages;
 use ksm_engine::knobs::KsmFile;
 
 #[test]
@@ -44,10 +45,7 @@ fn s08_pages_that_were_only_read_are_none_of_ours() {
     let mut host = Host::new(&[]);
     let a = host.process();
     host.advise(a, pages(0, 0..64));
-    let all = pages(0, 0..64);
-    for page in all.start..all.end() {
-        host.model(a).read(page);
-    }
+    host.touch(a, pages(0, 0..64));
     host.start();
     host.steps(1);
     host.fill(a, pages(0, 0..2), 5);
