@@ -139,6 +139,12 @@ impl Commission<'_> {
     /// Follows orders until the connection ends.
     fn converse(&mut self, link: &Link, agent: &mut Agent, calls: &Calls) -> LinkState {
         let mut looks = 0;
+        let first = self.send_notices(link);
+        if let Err(state) =
+            first.and_then(|()| link.send(&ToDaemon::AllSaid, &mut self.desk.outgoing))
+        {
+            return state;
+        }
         loop {
             if self.is_dismissed(calls) {
                 return LinkState::Starting;

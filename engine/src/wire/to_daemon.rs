@@ -38,6 +38,8 @@ pub enum ToDaemon<'a> {
         /// The pages.
         range: PageRun,
     },
+    /// All has been said that was registered when the connection began.
+    AllSaid,
     /// The report on an order.
     Report {
         /// The order.
@@ -56,6 +58,7 @@ const DONE: u16 = 6;
 const UNMERGED: u16 = 7;
 const LOCATE: u16 = 8;
 const COUNTED: u16 = 9;
+const ALL_SAID: u16 = 10;
 const NONE: &[u8] = &[];
 
 impl<'a> ToDaemon<'a> {
@@ -72,6 +75,7 @@ impl<'a> ToDaemon<'a> {
             }
             Self::Query => encode(buffer, Header::new(QUERY), NONE, NONE),
             Self::Locate => encode(buffer, Header::new(LOCATE), NONE, NONE),
+            Self::AllSaid => encode(buffer, Header::new(ALL_SAID), NONE, NONE),
             Self::Register { range } => {
                 let header = Header::new(REGISTER).scalars([range.start, range.len, 0]);
                 encode(buffer, header, NONE, NONE)
@@ -131,6 +135,7 @@ impl<'a> ToDaemon<'a> {
             }
             QUERY => bare(header, body).map(|()| Self::Query),
             LOCATE => bare(header, body).map(|()| Self::Locate),
+            ALL_SAID => bare(header, body).map(|()| Self::AllSaid),
             REGISTER => {
                 bare(header, body)?;
                 Ok(Self::Register {

@@ -6,6 +6,7 @@ use super::identity::Credentials;
 use super::outbox::Outbox;
 use super::regions::Regions;
 use ksm_engine::page::MmId;
+use ksm_engine::wire::Birth;
 use rustix::process::Pid;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -34,6 +35,8 @@ pub struct Agent {
     pub donation: DonationBuffer,
     /// The number of its ledger.
     pub ledger: u32,
+    /// The fork that the app came from.
+    pub birth: Birth,
     /// Its forked children.
     pub children: Children,
     /// Readable when the app has ended.

@@ -15,7 +15,7 @@ use ksm_engine::engine::{ReportError, Written};
 use ksm_engine::order::{Order, OrderId};
 use ksm_engine::page::{ArenaId, DomainId};
 use ksm_engine::wire::{
-    Figures, Hello, MessageBuffer, RefusalReason, ToAgent, ToDaemon, WireError,
+    Birth, Figures, Hello, MessageBuffer, RefusalReason, ToAgent, ToDaemon, WireError,
 };
 use rustix::event::epoll;
 use rustix::io::Errno;
@@ -116,6 +116,10 @@ impl Daemon {
                 self.engine.unregister(agent.mm, range);
                 Ok(())
             }
+            (Role::Agent(agent), ToDaemon::AllSaid) => {
+                self.note_joined(agent.birth);
+                Ok(())
+            }
             (Role::Agent(agent), ToDaemon::Report { order, report }) => {
                 self.engine
                     .report(agent.mm, order, &report, &agent.donation)?;
@@ -172,16 +176,12 @@ impl Daemon {
         let salt = self.engine.salt(domain);
         let data = epoll::EventData::new_u64(token | ENDED);
         let watched = epoll::add(&self.epoll, &end, data, epoll::EventFlags::IN);
-        for agent in self.peers.agents_mut() {
-            if agent.ledger == hello.birth.ledger {
-                agent.children.joined(&agent.donation, hello.birth.number);
-            }
-        }
         peer.role = Role::Agent(Box::new(Agent {
             mm,
             app,
             donation,
             ledger,
+            birth: hello.birth,
             children: Children::default(),
             _end: end,
             regions: Regions::default(),
@@ -199,6 +199,15 @@ impl Daemon {
             .send(peer.socket.as_fd(), &message, descriptors, buffer)?;
         log::debug!("pid {} of uid {} joined", app, peer.credentials.uid);
         Ok(())
+    }
+
+    /// Whoever waits for a forked child waits for what the child has registered.
+    fn note_joined(&mut self, birth: Birth) {
+        for agent in self.peers.agents_mut() {
+            if agent.ledger == birth.ledger {
+                agent.children.joined(&agent.donation, birth.number);
+            }
+        }
     }
 
     fn refuse(
