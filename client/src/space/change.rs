@@ -5,7 +5,7 @@
 
 use super::release::{leave_files, process_id};
 use super::restore::{RestoreError, Restorer};
-use super::states::IN_FILE;
+use super::states::{Flags, IN_FILE};
 use super::treatment::Treatment;
 use super::{RegisterError, Space, Tables};
 use crate::sys::guarded::Guard;
@@ -82,7 +82,7 @@ impl Change<'_> {
     /// The pages have been unmapped or replaced.
     pub fn forget(&mut self, run: PageRun) {
         self.tables.remove_region(run);
-        self.tables.forget_states(run);
+        self.tables.forget_mappings(run);
         self.tables.forget_treatment(run);
     }
 
@@ -127,13 +127,15 @@ impl Change<'_> {
         self.tables.forget_visits(run);
     }
 
-    /// The pages have been emptied: there is nothing to know of them.
+    /// The pages have been emptied: of those in a file mapping of ours that is known, of the others only their hashes.
     pub fn discarded(&mut self, run: PageRun) {
         let mut rest = run;
         while let Some(page) = self.tables.states.first(rest) {
-            if !self.tables.states.get(page).flags.intersects(IN_FILE) {
-                self.tables.states.forget(page);
-            }
+            self.tables.states.update(page, |state| {
+                if !state.flags.intersects(IN_FILE) {
+                    state.flags &= Flags::SEEN;
+                }
+            });
             rest = PageRun::between(page + 1, run.end());
         }
     }

@@ -131,7 +131,7 @@ pub(super) fn leave_files(tables: &mut Tables, run: PageRun) -> Result<(), Errno
         let replaced = replace_by_zeroes(in_file);
         tables.renew_treatment(in_file);
         replaced?;
-        tables.forget_states(in_file);
+        tables.forget_mappings(in_file);
         rest = PageRun::between(in_file.end(), run.end());
     }
     Ok(())
