@@ -65,6 +65,16 @@ impl Changing {
         }))
     }
 
+    /// Ends it, and waits until the daemon was told of what is new.
+    pub fn end_announced(self) {
+        drop(self);
+        if !sandbox::is_entered()
+            && let Some(client) = Client::current()
+        {
+            client.announce();
+        }
+    }
+
     /// Ends it, and has the daemon told of what is new.
     pub fn end(self) {
         let is_news = self.is_news();

@@ -54,7 +54,13 @@ pub fn mremap(addr: usize, old_len: usize, new_len: usize, flags: usize, to: usi
     if was_registered || mode::merges_any() {
         let _ = changing.register(new);
     }
-    changing.end();
+    if was_registered && !mode::merges_any() {
+        // To the kernel it is registered all the time.
+        changing.end_announced();
+    } else {
+        // The C library moves a lot: that would be waiting for every `realloc`.
+        changing.end();
+    }
     Ok(start)
 }
 
