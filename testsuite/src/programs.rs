@@ -50,6 +50,22 @@ pub fn ksmfs() -> PathBuf {
     program
 }
 
+/// The library that has unmodified programs take part, as built beside the test.
+///
+/// # Panics
+/// When it was not built.
+#[must_use]
+pub fn preload_library() -> PathBuf {
+    let test = env::current_exe().expect("a test has a program");
+    let library = test.with_file_name("libksm_preload.so");
+    assert!(
+        library.is_file(),
+        "{} is missing: cargo build --workspace",
+        library.display()
+    );
+    library
+}
+
 /// `ksmfs exec`: a command that sees `daemon`'s files and whose memory it merges. The command follows as arguments.
 #[must_use]
 pub fn exec(daemon: &Daemon) -> Command {

@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use testsuite::daemon::Daemon;
+use testsuite::programs::preload_library;
 
 struct Stage {
     daemon: Daemon,
@@ -38,22 +39,10 @@ impl Stage {
     fn preload(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
         command
-            .env("LD_PRELOAD", library())
+            .env("LD_PRELOAD", preload_library())
             .env("KSMFS_SOCKET", self.daemon.socket());
         command
     }
-}
-
-/// Where cargo puts the library: beside this test.
-fn library() -> PathBuf {
-    let this = std::env::current_exe().expect("a path");
-    let library = this.with_file_name("libksm_preload.so");
-    assert!(
-        library.exists(),
-        "{} is built with the workspace",
-        library.display()
-    );
-    library
 }
 
 fn succeeded(output: &Output) -> String {
