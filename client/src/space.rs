@@ -236,6 +236,8 @@ pub struct Space {
     /// Zero in a child that was made by a fork we were not told of.
     told: OncePlaced<AtomicU32>,
     sweep: Sweep,
+    /// There was a fork, from this process or to it: 0 or 1.
+    relatives: AtomicU32,
 }
 
 /// What is still to be changed in all page states because the daemon is another one. Done by the agent, step by step.
@@ -413,8 +415,14 @@ impl Space {
         }
     }
 
+    /// Whether pages of this process can have frames that another process has as well.
+    pub fn has_relatives(&self) -> bool {
+        self.relatives.load(Ordering::Relaxed) != 0
+    }
+
     /// Before a fork: waits until the agent holds nothing, and keeps it so.
     pub fn lock_for_fork(&self) {
+        self.relatives.store(1, Ordering::Relaxed);
         std::mem::forget(self.lock());
     }
 

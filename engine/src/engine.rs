@@ -158,6 +158,8 @@ pub struct Engine<S> {
     advisor: advisor::Advisor,
     cpu_time: Duration,
     outcomes: BTreeMap<Outcome, u64>,
+    /// Families that there have been.
+    families: u64,
     /// Reports that each count of zero pages still waits for.
     counts: HashMap<Ticket, usize>,
     /// Nodes that were moved out of an arena, and which one.
@@ -190,6 +192,7 @@ impl<S: SlotStore> Engine<S> {
             advisor: advisor::Advisor::default(),
             cpu_time: Duration::ZERO,
             outcomes: BTreeMap::new(),
+            families: 0,
             counts: HashMap::new(),
             left_behind: HashMap::new(),
         }
@@ -227,7 +230,19 @@ impl<S: SlotStore> Engine<S> {
             arenas: Arenas::default(),
             foundings: HashMap::new(),
         });
-        Some(self.mms.add(Mm::new(domain)))
+        self.families += 1;
+        Some(self.mms.add(Mm::new(domain, self.families)))
+    }
+
+    /// The new address space of a process that was forked from the one of `parent`.
+    pub fn add_child(&mut self, domain: DomainId, parent: MmId) -> Option<MmId> {
+        let child = self.add_mm(domain)?;
+        if let Some(family) = self.mms.get(parent).map(|mm| mm.family)
+            && let Some(mm) = self.mms.get_mut(child)
+        {
+            mm.family = family;
+        }
+        Some(child)
     }
 
     /// The agent of `mm` is gone. Its items are freed when the next scan comes by, as with an exiting process.

@@ -54,18 +54,33 @@ pub struct VisitRun {
     pub start: u64,
     /// Number of pages.
     pub len: u32,
-    /// A [`VisitState`] as number.
+    /// A [`VisitState`] as number, with or without [`FRAME_SHARED`].
     pub state: u32,
     /// For [`VisitState::Merged`]: the slot of the first page; the others follow it. For ordinary pages, if the visit was
     /// to say nodes: [`Slot::of_node`] of the NUMA node that all of them are on.
     pub slot: Slot,
 }
 
+/// In [`VisitRun::state`]: a fork shares the frames of these ordinary pages with another process.
+pub const FRAME_SHARED: u32 = 1 << 8;
+
 impl VisitRun {
     /// The NUMA node of ordinary pages.
     #[must_use]
     pub fn node(&self) -> NumaNode {
         NumaNode(u16::try_from(self.slot.index).unwrap_or(0))
+    }
+
+    /// What was found.
+    #[must_use]
+    pub fn found(&self) -> Option<VisitState> {
+        VisitState::from_number(self.state & !FRAME_SHARED)
+    }
+
+    /// Whether another process has the same frames.
+    #[must_use]
+    pub fn shares_frames(&self) -> bool {
+        self.state & FRAME_SHARED != 0
     }
 
     /// The pages of the run.

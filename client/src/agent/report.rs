@@ -2,7 +2,7 @@
 
 use crate::space::figures::Counters;
 use ksm_engine::order::{
-    MAX_RUNS, Outcome, OutcomeRun, ReportRef, VISIT_PAGES, VisitRun, VisitState,
+    FRAME_SHARED, MAX_RUNS, Outcome, OutcomeRun, ReportRef, VISIT_PAGES, VisitRun, VisitState,
 };
 use ksm_engine::page::{ArenaId, Digest, PageRun, Slot};
 use zerocopy::FromZeros;
@@ -38,12 +38,21 @@ impl ReportBuffer {
 
     /// Adds what a visit found in a page that is behind all before.
     pub(super) fn visit(&mut self, page: u64, state: VisitState, slot: Option<Slot>) {
+        self.visit_as(page, state, state as u32, slot);
+    }
+
+    /// The same for an ordinary page whose frame another process has as well.
+    pub(super) fn visit_shared(&mut self, page: u64, state: VisitState, slot: Option<Slot>) {
+        self.visit_as(page, state, state as u32 | FRAME_SHARED, slot);
+    }
+
+    fn visit_as(&mut self, page: u64, state: VisitState, number: u32, slot: Option<Slot>) {
         let slot = slot.unwrap_or(NO_SLOT);
         if let Some(last) = self
             .visit_count
             .checked_sub(1)
             .and_then(|last| self.visits.get_mut(last))
-            && last.state == state as u32
+            && last.state == number
             && last.pages().end() == page
             && follows(last, state, slot)
         {
@@ -54,7 +63,7 @@ impl ReportBuffer {
             *next = VisitRun {
                 start: page,
                 len: 1,
-                state: state as u32,
+                state: number,
                 slot,
             };
             self.visit_count += 1;

@@ -10,7 +10,7 @@ use crate::space::{PATIENCE, Tables};
 use crate::sys::maps::Maps;
 use crate::sys::memory::OwnPages;
 use crate::sys::numa::nodes_of;
-use crate::sys::pagemap::{Found, PageIs};
+use crate::sys::pagemap::{Found, PageIs, Pagemap};
 use crate::sys::read::{READ_RUNS, read_pages};
 use ksm_engine::digest::Salt;
 use ksm_engine::order::VisitState;
@@ -46,6 +46,10 @@ impl Agent {
             pins: None,
             says_nodes: nodes,
             broken_seen: &mut self.broken_seen,
+            pagemap: self.space.has_relatives().then_some(&self.pagemap),
+            shared: PageRun { start: 0, len: 0 },
+            shared_mask: 0,
+            shared_now: false,
             out,
         };
         let mut at = range.start;
@@ -89,6 +93,13 @@ struct Visitor<'a> {
     says_nodes: bool,
     /// When a page was found broken for the first time.
     broken_seen: &'a mut Option<Instant>,
+    /// Tells whose frames a fork has left in other processes; only where there was a fork.
+    pagemap: Option<&'a Pagemap>,
+    /// Pages that were asked for last, and which of them are not this process's alone.
+    shared: PageRun,
+    shared_mask: u64,
+    /// So it is with the page that is being looked at.
+    shared_now: bool,
     out: &'a mut ReportBuffer,
 }
 
@@ -132,6 +143,7 @@ impl Visitor<'_> {
                 if !self.out.has_room() || self.left == 0 {
                     return Stop { page, full: true };
                 }
+                self.shared_now = is_ordinary(is) && self.is_shared(page, run);
                 self.present(tables, page, is, read);
             }
             at = run.end();
@@ -189,8 +201,25 @@ impl Visitor<'_> {
         self.skip.get(index).is_some_and(|run| run.contains(page))
     }
 
+    /// Whether another process has the frame of this page of `run` as well.
+    fn is_shared(&mut self, page: u64, run: PageRun) -> bool {
+        let Some(pagemap) = self.pagemap else {
+            return false;
+        };
+        if !self.shared.contains(page) {
+            self.shared = PageRun::between(page, run.end().min(page + STEP_PAGES as u64));
+            self.shared_mask = !pagemap.exclusive(self.shared);
+        }
+        self.shared_mask >> (page - self.shared.start) & 1 != 0
+    }
+
     fn report(&mut self, page: u64, state: VisitState, node: NumaNode) {
-        self.out.visit(page, state, Some(Slot::of_node(node)));
+        let slot = Some(Slot::of_node(node));
+        if self.shared_now {
+            self.out.visit_shared(page, state, slot);
+        } else {
+            self.out.visit(page, state, slot);
+        }
         if state != VisitState::Skipped {
             self.left -= 1;
         }

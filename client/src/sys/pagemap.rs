@@ -9,8 +9,11 @@ use rustix::io::Result;
 use rustix::ioctl::{self, Opcode, Updater, opcode};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
+use zerocopy::IntoBytes;
 
 const SCAN: Opcode = opcode::read_write::<raw::pm_scan_arg>(b'f', 16);
+/// In an entry of the file: the page is mapped once.
+const EXCLUSIVE: u64 = 1 << 56;
 /// Runs that one scan returns at most.
 pub const SCAN_RUNS: usize = 128;
 
@@ -97,6 +100,23 @@ impl Pagemap {
     /// When there are too many descriptors.
     pub fn try_clone(&self) -> Result<Self> {
         rustix::io::fcntl_dupfd_cloexec(&self.0, 3).map(Self)
+    }
+
+    /// Which of the pages, 64 at most, no other process has in its page tables. None of them where that cannot be read.
+    #[must_use]
+    pub fn exclusive(&self, run: PageRun) -> u64 {
+        let mut entries = [0_u64; 64];
+        let count = usize::try_from(run.len).unwrap_or(64).min(64);
+        let (Some(wanted), offset) = (entries.get_mut(..count), run.start * 8) else {
+            return 0;
+        };
+        let got = rustix::io::pread(&self.0, wanted.as_mut_bytes(), offset).unwrap_or(0) / 8;
+        entries
+            .iter()
+            .take(got)
+            .enumerate()
+            .filter(|(_, entry)| *entry & EXCLUSIVE != 0)
+            .fold(0, |mask, (i, _)| mask | 1 << i)
     }
 
     /// Finds pages of `run` that are present or swapped, until there are `most` of them.

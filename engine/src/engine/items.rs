@@ -67,7 +67,24 @@ const DOUBTED: u8 = 2;
 /// The agent has confirmed that the page is mapped to its stable node's slot.
 const MAPPED: u8 = 4;
 
+/// A fork shared the page's frame when it was visited last.
+const FRAME_SHARED: u8 = 8;
+
 impl RmapItem {
+    /// Says whether a fork shares the page's frame with another process.
+    pub(crate) fn share_frame(&mut self, shared: bool) {
+        self.marks = if shared {
+            self.marks | FRAME_SHARED
+        } else {
+            self.marks & !FRAME_SHARED
+        };
+    }
+
+    /// Whether a fork shared the page's frame with another process at the last visit.
+    pub(crate) fn shares_frame(&self) -> bool {
+        self.marks & FRAME_SHARED != 0
+    }
+
     /// Says whether the page is known to be mapped to a slot. Returns whether that is news.
     pub(crate) fn set_mapped(&mut self, mapped: bool) -> bool {
         let was = self.is_mapped();

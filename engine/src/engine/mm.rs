@@ -13,6 +13,8 @@ const FORGIVEN_AFTER: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct Mm {
     pub(crate) domain: DomainId,
+    /// The same in processes that came from one by forks.
+    pub(crate) family: u64,
     /// Mergeable ranges, ascending and disjoint.
     pub(crate) regions: Vec<PageRun>,
     pub(crate) items: ItemTable,
@@ -35,9 +37,10 @@ pub(crate) struct Mm {
 }
 
 impl Mm {
-    pub(crate) fn new(domain: DomainId) -> Self {
+    pub(crate) fn new(domain: DomainId, family: u64) -> Self {
         Self {
             domain,
+            family,
             regions: Vec::new(),
             items: ItemTable::default(),
             merging: 0,
@@ -259,7 +262,7 @@ mod tests {
 
     #[test]
     fn regions_join_and_split() {
-        let mut mm = Mm::new(DomainId(0));
+        let mut mm = Mm::new(DomainId(0), 1);
         mm.add_region(run(10, 10));
         mm.add_region(run(30, 10));
         mm.add_region(run(20, 10));
@@ -274,7 +277,7 @@ mod tests {
 
     #[test]
     fn a_silent_agent_is_tried_again_after_a_while() {
-        let mut mm = Mm::new(DomainId(0));
+        let mut mm = Mm::new(DomainId(0), 1);
         let silent = Duration::from_secs(5);
         mm.silent_since = Some(silent);
         mm.forgive(silent + FORGIVEN_AFTER - Duration::from_millis(1));

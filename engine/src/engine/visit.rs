@@ -2,6 +2,7 @@
 
 use super::Engine;
 use super::items::{ItemRef, RmapItem, State};
+use super::mm::Mm;
 use super::stable::{NodeId, Search, SearchRules};
 use super::unstable::Found;
 use super::visits::Visited;
@@ -17,6 +18,8 @@ struct Seen {
     digest: Option<Digest>,
     slot: Slot,
     node: NumaNode,
+    /// A fork shares its frame with another process.
+    shares_frame: bool,
 }
 
 impl<S: SlotStore> Engine<S> {
@@ -31,7 +34,7 @@ impl<S: SlotStore> Engine<S> {
         for run in &report.runs {
             self.forget_items(id, PageRun::between(next, run.start));
             next = run.pages().end();
-            let Some(state) = VisitState::from_number(run.state) else {
+            let Some(state) = run.found() else {
                 continue;
             };
             for (page, offset) in (run.start..).zip(0..run.len) {
@@ -53,6 +56,7 @@ impl<S: SlotStore> Engine<S> {
                     } else {
                         run.node()
                     },
+                    shares_frame: run.shares_frames(),
                 };
                 self.decide_page(ItemRef::new(id, page), seen);
             }
@@ -66,11 +70,12 @@ impl<S: SlotStore> Engine<S> {
             digest,
             slot,
             node,
+            shares_frame,
         } = seen;
         let new = self.item(item).state == State::Absent;
         if state == VisitState::Skipped {
             self.tally.skipped += 1;
-            self.grow_older(item);
+            self.grow_older(item, shares_frame);
             self.detach(item);
             if self.extras.meet_phases && self.knobs.merge_across_nodes {
                 self.meet_in_passing(item);
@@ -92,7 +97,7 @@ impl<S: SlotStore> Engine<S> {
             | VisitState::Calm
             | VisitState::CalmKnown
             | VisitState::CalmZero
-            | VisitState::Unsure => self.grow_older(item),
+            | VisitState::Unsure => self.grow_older(item, shares_frame),
         }
         self.detach(item);
         if let Some(mm) = self.mms.get_mut(item.mm()) {
@@ -130,10 +135,11 @@ impl<S: SlotStore> Engine<S> {
         }
     }
 
-    fn grow_older(&mut self, item: ItemRef) {
+    fn grow_older(&mut self, item: ItemRef, shares_frame: bool) {
         let smart = self.knobs.smart_scan;
         if let Some(mm) = self.mms.get_mut(item.mm()) {
             let tracked = mm.items.track(item.page());
+            tracked.share_frame(shares_frame);
             if smart {
                 tracked.grow_older();
             }
@@ -242,7 +248,8 @@ impl<S: SlotStore> Engine<S> {
     }
 
     fn meet(&mut self, item: ItemRef, twin: ItemRef, digest: Digest) {
-        if self.mms.get(twin.mm()).is_some_and(super::mm::Mm::answers) {
+        let answers = self.mms.get(twin.mm()).is_some_and(Mm::answers);
+        if answers && !self.have_one_frame(item, twin) {
             self.found(item, twin, digest);
         }
     }
@@ -259,6 +266,18 @@ impl<S: SlotStore> Engine<S> {
     pub(super) fn numa_of(&self, item: ItemRef) -> NumaNode {
         let mm = self.mms.get(item.mm());
         mm.map_or(NumaNode(0), |mm| mm.items.node(item.page()))
+    }
+
+    /// Whether two equal pages are one frame that a fork has left in both processes: there is nothing to merge. Nobody can
+    /// say so for sure without privilege, but equal pages at one address in relatives, both not their process's alone,
+    /// hardly are anything else.
+    fn have_one_frame(&self, item: ItemRef, twin: ItemRef) -> bool {
+        let family = |item: ItemRef| self.mms.get(item.mm()).map(|mm| mm.family);
+        item.page() == twin.page()
+            && item.mm() != twin.mm()
+            && family(item) == family(twin)
+            && self.item(item).shares_frame()
+            && self.item(twin).shares_frame()
     }
 
     /// Low bits of the number of the scan: tells whether an item was put into the tree in this one.

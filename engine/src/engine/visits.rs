@@ -58,7 +58,7 @@ pub(crate) struct Visited {
 impl Visited {
     /// Pages that count for the batch.
     fn counted(&self) -> u64 {
-        let counts = |run: &&VisitRun| run.state != VisitState::Skipped as u32;
+        let counts = |run: &&VisitRun| run.found() != Some(VisitState::Skipped);
         self.runs
             .iter()
             .filter(counts)

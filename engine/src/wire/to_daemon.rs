@@ -199,7 +199,7 @@ fn check_visit(runs: &[VisitRun], digests: &[Digest]) -> Result<(), WireError> {
     check_ascending(runs.iter().map(VisitRun::pages))?;
     let (mut calm, mut counted) = (0, 0);
     for run in runs {
-        let state = VisitState::from_number(run.state).ok_or(WireError::Number(run.state))?;
+        let state = run.found().ok_or(WireError::Number(run.state))?;
         if state == VisitState::Calm {
             calm += u64::from(run.len);
         }

@@ -142,6 +142,18 @@ impl Peers {
             })
     }
 
+    /// The agent of this user's that has the ledger with this number.
+    pub fn with_ledger(&mut self, ledger: u32, uid: u32) -> Option<&mut Agent> {
+        let mut users = self
+            .by_token
+            .values_mut()
+            .filter(|peer| peer.credentials.uid == uid);
+        users.find_map(|peer| match &mut peer.role {
+            Role::Agent(agent) if agent.ledger == ledger => Some(&mut **agent),
+            _ => None,
+        })
+    }
+
     /// The address spaces of an app: one, or none if it has no agent. More only if it loaded the library twice.
     pub fn of_app(&self, app: Pid) -> impl Iterator<Item = MmId> {
         self.by_token

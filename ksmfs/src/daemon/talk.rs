@@ -169,7 +169,19 @@ impl Daemon {
         let ledger = self.next_ledger;
         self.next_ledger = ledger.checked_add(1).unwrap_or(1);
         let donation = DonationBuffer::new(ledger).map_err(Parting::Donation)?;
-        let Some(mm) = self.engine.add_mm(domain) else {
+        let uid = peer.credentials.uid;
+        let parent = self
+            .peers
+            .with_ledger(hello.birth.ledger, uid)
+            .map(|parent| {
+                parent.children.joined(&parent.donation, hello.birth.number);
+                parent.mm
+            });
+        let added = match parent {
+            Some(parent) => self.engine.add_child(domain, parent),
+            None => self.engine.add_mm(domain),
+        };
+        let Some(mm) = added else {
             return self.refuse(peer, RefusalReason::TooMany, buffer);
         };
         // From here on the end of the connection takes the mm away again.

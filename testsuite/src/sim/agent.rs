@@ -8,7 +8,9 @@ use super::content::Digests;
 use super::process::{Page, Process, Seen};
 use super::{Content, check};
 use ksm_engine::digest::Salt;
-use ksm_engine::order::{MapRun, Order, Outcome, OutcomeRun, ReportRef, VisitRun, VisitState};
+use ksm_engine::order::{
+    FRAME_SHARED, MapRun, Order, Outcome, OutcomeRun, ReportRef, VisitRun, VisitState,
+};
 use ksm_engine::page::{ArenaId, Digest, PageRun, Slot};
 
 /// How an agent takes an order.
@@ -181,7 +183,12 @@ impl Process {
             } else {
                 slot
             };
-            push_visit(&mut runs, page, state, slot);
+            let shared = if self.shares_frame(page) {
+                FRAME_SHARED
+            } else {
+                0
+            };
+            push_visit(&mut runs, page, state, shared, slot);
         }
         Answer::Visited {
             end,
@@ -280,6 +287,7 @@ impl Process {
         }
         let foreign = false;
         self.pages.insert(page, Page::Merged { frame, foreign });
+        self.frames.remove(&page);
         self.inherited.remove(&page);
         Outcome::Done
     }
@@ -288,6 +296,7 @@ impl Process {
         match self.hold(page) {
             Ok(Content::ZERO) => {
                 self.pages.insert(page, Page::Zeroed);
+                self.frames.remove(&page);
                 Outcome::Done
             }
             Ok(_) => Outcome::Changed,
@@ -332,14 +341,14 @@ fn slots(daemon: u32, arena: ArenaId, runs: &[MapRun]) -> impl Fn(u64) -> Frame 
     }
 }
 
-fn push_visit(runs: &mut Vec<VisitRun>, page: u64, state: VisitState, slot: Slot) {
+fn push_visit(runs: &mut Vec<VisitRun>, page: u64, state: VisitState, shared: u32, slot: Slot) {
     let has_slot = matches!(state, VisitState::Merged | VisitState::Foreign);
     if let Some(last) = runs.last_mut() {
         let next = Slot {
             index: last.slot.index + last.len,
             ..last.slot
         };
-        let same = last.state == state as u32 && last.pages().end() == page;
+        let same = last.state == state as u32 | shared && last.pages().end() == page;
         if same && (if has_slot { next } else { last.slot }) == slot {
             last.len += 1;
             return;
@@ -348,7 +357,7 @@ fn push_visit(runs: &mut Vec<VisitRun>, page: u64, state: VisitState, slot: Slot
     runs.push(VisitRun {
         start: page,
         len: 1,
-        state: state as u32,
+        state: state as u32 | shared,
         slot,
     });
 }

@@ -9,6 +9,7 @@ use super::process::{Page, Process};
 use super::{Content, World};
 use ksm_engine::page::{ArenaId, DomainId, NumaNode};
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 /// An honest agent is told to map a page to a slot.
 pub(super) fn may_be_mapped(process: &Process, page: u64, frame: Frame, arenas: &Arenas) {
@@ -66,6 +67,8 @@ struct Recount {
     invited: BTreeMap<Frame, u64>,
     /// Pages (process and number) that could merge and are not merged, by node and content.
     alone: BTreeMap<(NumaNode, Content), Vec<(u32, u64)>>,
+    /// Frames that forks share, which are one page each.
+    frames: BTreeSet<*const ()>,
 }
 
 /// What decides which pages a slot is for.
@@ -238,7 +241,11 @@ impl World {
                 Some(Page::Private(content) | Page::Broken(content)) => {
                     items += 1;
                     let unsure = matches!(process.page(*page), Some(Page::Broken(_)));
-                    if !(unsure && process.may_pin) {
+                    let cannot = unsure && process.may_pin;
+                    let frame = process.frames.get(page).map(Rc::as_ptr);
+                    let mut is_counted =
+                        || frame.is_some_and(|frame| !recount.frames.insert(frame));
+                    if !cannot && !is_counted() {
                         let across = self.engine.knobs().merge_across_nodes;
                         let node = if across {
                             NumaNode(0)

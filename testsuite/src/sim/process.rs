@@ -86,6 +86,10 @@ pub struct Process {
     pub(crate) late: bool,
     /// Merged pages that a fork brought, which the engine may not have seen yet.
     pub(crate) inherited: BTreeSet<u64>,
+    /// The frames of private pages that were there at a fork, each shared by those who have not written since.
+    pub(crate) frames: BTreeMap<u64, Rc<()>>,
+    /// The process that it was forked from.
+    pub(crate) parent: Option<u32>,
 }
 
 impl Process {
@@ -106,6 +110,8 @@ impl Process {
             liar: false,
             late: false,
             inherited: BTreeSet::new(),
+            frames: BTreeMap::new(),
+            parent: None,
         }
     }
 
@@ -122,8 +128,15 @@ impl Process {
     }
 
     /// What `fork` makes of it. Nobody has told the daemon about the child.
-    pub(crate) fn fork(&self, pid: u32) -> Self {
+    pub(crate) fn fork(&mut self, pid: u32) -> Self {
+        for (page, what) in &self.pages {
+            if matches!(what, Page::Private(_) | Page::Broken(_)) {
+                self.frames.entry(*page).or_default();
+            }
+        }
         Self {
+            frames: self.frames.clone(),
+            parent: Some(self.pid),
             pages: self.pages.clone(),
             wrote: self.wrote.clone(),
             mergeable: self.mergeable.clone(),
@@ -132,6 +145,13 @@ impl Process {
             inherited: self.pages.keys().copied().collect(),
             ..Self::new(pid, self.domain)
         }
+    }
+
+    /// Whether a fork shares the page's frame.
+    pub(crate) fn shares_frame(&self, page: u64) -> bool {
+        self.frames
+            .get(&page)
+            .is_some_and(|frame| Rc::strong_count(frame) > 1)
     }
 
     /// The page's mapping, if there is one.
@@ -152,6 +172,7 @@ impl Process {
     /// The app writes.
     pub fn write(&mut self, page: u64, content: Content) {
         self.wrote.insert(page, content);
+        self.frames.remove(&page);
         let page = self.pages.entry(page).or_insert(Page::ReadOnce);
         *page = match page {
             Page::ReadOnce | Page::Private(_) | Page::Zeroed => Page::Private(content),
@@ -195,6 +216,7 @@ impl Process {
     pub fn discard(&mut self, run: PageRun) {
         for page in run.start..run.end() {
             self.pages.remove(&page);
+            self.frames.remove(&page);
             self.wrote.remove(&page);
             self.pinned.remove(&page);
             // The agent goes by the address: only what it has told the daemon is forgotten.

@@ -120,11 +120,16 @@ impl World {
     /// # Panics
     /// When the engine takes no more processes.
     pub fn connect(&mut self, at: usize) {
+        let parent = self.processes[at].parent.and_then(|pid| self.find(pid));
+        let parent = parent.and_then(|parent| self.processes[parent].mm());
         let process = &mut self.processes[at];
         if process.connection.is_some() {
             return;
         }
-        let mm = self.engine.add_mm(process.domain);
+        let mm = match parent {
+            Some(parent) => self.engine.add_child(process.domain, parent),
+            None => self.engine.add_mm(process.domain),
+        };
         process.connection = Some(Connection {
             mm: mm.expect("a small world never has too many processes"),
             orders: VecDeque::new(),

@@ -247,3 +247,53 @@ fn t41_merged_pages_are_discarded() {
         ",
     );
 }
+
+#[test]
+fn s21_a_fork_of_pages_that_wait_for_a_twin() {
+    let mut host = Host::new(&[]);
+    let parent = host.process_of_unique(10, 7);
+    host.start();
+    host.steps(2);
+    host.fork(parent);
+    host.record("after fork");
+    host.steps(4);
+    host.expect(
+        "
+        scan                        1    0    0    0   10    0    0    0    10    0     -640
+        scan                        2    0    0   10    0    0    0    0    20    0     -640
+        scan                        3    0    0   10    0    0    0    0    30    0     -640
+        after fork                  3    0    0   10    0    0    0    0    30    0     -640
+        scan                        4    0    0   10   10    0    0    0    50    0    -1280
+        scan                        5    0    0   10   10    0    0    0    60   10    -1280
+        scan                        6    0    0   10   10    0    0    0    80   10    -1280
+        scan                        7    0    0   10   10    0    0    0    90   20    -1280
+        ",
+    );
+}
+
+#[test]
+fn s21b_a_fork_before_any_scan() {
+    let mut host = Host::new(&[]);
+    let parent = host.process_of_unique(10, 7);
+    let child = host.fork(parent);
+    host.start();
+    host.steps(4);
+    // What is written since is a page of its own.
+    host.unique(parent, pages(0, 0..2), 8);
+    host.unique(child, pages(0, 0..2), 8);
+    host.record("2 pages written");
+    host.steps(3);
+    host.expect(
+        "
+        scan                        1    0    0    0   20    0    0    0    20    0    -1280
+        scan                        2    0    0   10   10    0    0    0    40    0    -1280
+        scan                        3    0    0   10   10    0    0    0    60    0    -1280
+        scan                        4    0    0   10   10    0    0    0    80    0    -1280
+        scan                        5    0    0    0   20    0    0    0    80   20    -1280
+        2 pages written             5    0    0    0   20    0    0    0    80   20    -1280
+        scan                        6    0    0    8   12    0    0    0   100   20    -1280
+        scan                        7    0    0    0   20    0    0    0   100   40    -1280
+        scan                        8    0    0    0   20    0    0    0   100   60    -1280
+        ",
+    );
+}
