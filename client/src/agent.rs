@@ -24,7 +24,7 @@ use crate::space::{PATIENCE, Space};
 use crate::sys::maps::Maps;
 use crate::sys::memory::{OwnPages, SharedPages};
 use crate::sys::pagemap::Pagemap;
-use crate::sys::read::read_pages;
+use crate::sys::read::{Memory, read_pages};
 use crate::sys::uffd::Userfaults;
 use headroom::Headroom;
 use held::Quarantine;
@@ -62,6 +62,7 @@ impl AgentError {
 pub struct View {
     pagemap: Pagemap,
     maps: Maps,
+    memory: Memory,
 }
 
 impl View {
@@ -73,6 +74,7 @@ impl View {
         Ok(Self {
             pagemap: Pagemap::open()?,
             maps: Maps::open()?,
+            memory: Memory::open()?,
         })
     }
 
@@ -84,6 +86,7 @@ impl View {
         Ok(Self {
             pagemap: self.pagemap.try_clone()?,
             maps: self.maps.try_clone()?,
+            memory: self.memory.try_clone()?,
         })
     }
 }
@@ -96,6 +99,7 @@ pub struct Agent {
     app: u32,
     salt: Salt,
     pagemap: Pagemap,
+    memory: Memory,
     donation: SharedPages,
     buffer: OwnPages,
     quarantine: Quarantine,
@@ -131,7 +135,11 @@ impl Agent {
         app: u32,
         donation: BorrowedFd<'_>,
         salt: Salt,
-        View { pagemap, maps }: View,
+        View {
+            pagemap,
+            maps,
+            memory,
+        }: View,
     ) -> Result<Self, AgentError> {
         let size =
             rustix::fs::fstat(donation).map_err(AgentError::of("fstat of the donation buffer"))?;
@@ -150,6 +158,7 @@ impl Agent {
             app,
             salt,
             pagemap,
+            memory,
             donation,
             buffer,
             quarantine,

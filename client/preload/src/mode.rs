@@ -35,11 +35,13 @@ pub fn prctl(option: libc::c_int, arguments: [usize; 4]) -> Answer {
         (libc::PR_GET_MEMORY_MERGE, [0, 0, 0, 0]) => Ok(usize::from(merges_any())),
         (libc::PR_SET_MEMORY_MERGE | libc::PR_GET_MEMORY_MERGE, _) => Err(Errno::INVAL),
         (option, [a, b, c, d]) => {
+            let number = usize::try_from(option).unwrap_or(usize::MAX);
+            let make = || call(libc::SYS_prctl, [number, a, b, c, d]);
             if option == libc::PR_SET_SECCOMP {
-                sandbox::enter();
+                sandbox::enter(make)
+            } else {
+                make()
             }
-            let option = usize::try_from(option).unwrap_or(usize::MAX);
-            call(libc::SYS_prctl, [option, a, b, c, d])
         }
     }
 }

@@ -4,14 +4,23 @@
 //! registered goes on merging, for the agent is a process of its own; it learns of changes when it has an order to follow.
 //! What would take more (moving merged memory, making it plain) is refused.
 
+use crate::sys::call::Answer;
+use ksm_client::sys::maps;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 static ENTERED: AtomicBool = AtomicBool::new(false);
 
-/// The program is about to give up system calls.
-pub fn enter() {
-    ksm_client::sys::maps::never_open_again();
-    ENTERED.store(true, Ordering::Relaxed);
+/// The program gives up system calls by `call`. Believed before, for it may be the last one to be allowed; and taken back
+/// if the kernel refuses it: programs try with arguments that cannot work what it knows of filters.
+pub fn enter(call: impl FnOnce() -> Answer) -> Answer {
+    let was_entered = ENTERED.swap(true, Ordering::Relaxed);
+    maps::give_up_opening(true);
+    let answer = call();
+    if answer.is_err() && !was_entered {
+        ENTERED.store(false, Ordering::Relaxed);
+        maps::give_up_opening(false);
+    }
+    answer
 }
 
 /// Whether it has.

@@ -4,14 +4,14 @@
 //! into a buffer of ours. Whatever the app does meanwhile, a hash and a digest are of the same bytes.
 
 use super::report::ReportBuffer;
-use super::{Agent, STEP_PAGES, is_zero, pins, quick_hash};
+use super::{Agent, STEP_PAGES, bits, is_zero, pins, quick_hash};
 use crate::space::states::{Flags, PageState};
 use crate::space::{PATIENCE, Tables};
 use crate::sys::maps::Maps;
 use crate::sys::memory::OwnPages;
 use crate::sys::numa::nodes_of;
 use crate::sys::pagemap::{Found, PageIs, Pagemap};
-use crate::sys::read::{READ_RUNS, read_pages};
+use crate::sys::read::{Memory, READ_RUNS, read_pages};
 use ksm_engine::digest::Salt;
 use ksm_engine::order::VisitState;
 use ksm_engine::page::{NumaNode, PageBytes, PageRun, Slot};
@@ -46,9 +46,10 @@ impl Agent {
             pins: None,
             says_nodes: nodes,
             broken_seen: &mut self.broken_seen,
-            pagemap: self.space.has_relatives().then_some(&self.pagemap),
-            shared: PageRun { start: 0, len: 0 },
-            shared_mask: 0,
+            relatives: self
+                .space
+                .has_relatives()
+                .then_some((&self.pagemap, &self.memory)),
             shared_now: false,
             out,
         };
@@ -93,11 +94,8 @@ struct Visitor<'a> {
     says_nodes: bool,
     /// When a page was found broken for the first time.
     broken_seen: &'a mut Option<Instant>,
-    /// Tells whose frames a fork has left in other processes; only where there was a fork.
-    pagemap: Option<&'a Pagemap>,
-    /// Pages that were asked for last, and which of them are not this process's alone.
-    shared: PageRun,
-    shared_mask: u64,
+    /// Tells whose frames a fork has left in other processes, and reads those; only where there was a fork.
+    relatives: Option<(&'a Pagemap, &'a Memory)>,
     /// So it is with the page that is being looked at.
     shared_now: bool,
     out: &'a mut ReportBuffer,
@@ -108,6 +106,8 @@ struct ToRead {
     pages: [u64; STEP_PAGES],
     count: usize,
     unreadable: u64,
+    /// Those whose frame another process has as well.
+    shared: u64,
     nodes: [NumaNode; STEP_PAGES],
 }
 
@@ -127,23 +127,25 @@ impl Visitor<'_> {
             .take(read.count)
             .enumerate()
             .zip(&read.nodes)
-            .map(|((i, (_, bytes)), node)| (bytes, *node, read.unreadable & 1 << i == 0));
+            .map(|((i, (_, bytes)), node)| {
+                let good = read.unreadable & 1 << i == 0;
+                (good.then_some((bytes, *node)), read.shared & 1 << i != 0)
+            });
         let mut at = window.start;
         for (run, is) in found.runs() {
             if let Some(stop) = self.absent(tables, PageRun::between(at, run.start)) {
                 return stop;
             }
             for page in run.start..run.end() {
-                let read = match is_ordinary(is) && !self.is_skipped(page) {
-                    true => bytes
-                        .next()
-                        .and_then(|(bytes, node, good)| good.then_some((bytes, node))),
-                    false => None,
+                let is_read = is_ordinary(is) && !self.is_skipped(page);
+                let (read, shared) = match is_read {
+                    true => bytes.next().unwrap_or((None, false)),
+                    false => (None, false),
                 };
                 if !self.out.has_room() || self.left == 0 {
                     return Stop { page, full: true };
                 }
-                self.shared_now = is_ordinary(is) && self.is_shared(page, run);
+                self.shared_now = shared;
                 self.present(tables, page, is, read);
             }
             at = run.end();
@@ -163,6 +165,7 @@ impl Visitor<'_> {
             pages: [0; STEP_PAGES],
             count: 0,
             unreadable: 0,
+            shared: 0,
             nodes: [NumaNode(0); STEP_PAGES],
         };
         let ordinary = found.runs().filter(|(_, is)| is_ordinary(*is));
@@ -173,19 +176,33 @@ impl Visitor<'_> {
             *place = page;
             read.count += 1;
         }
+        if let Some((pagemap, _)) = self.relatives {
+            read.shared = shared_ones(pagemap, read.pages.get(..read.count).unwrap_or(&[]));
+        }
         let mut done = 0;
         while let Some(rest) = read
             .pages
             .get(done..read.count)
             .filter(|rest| !rest.is_empty())
         {
-            let (runs, count) = as_runs(rest);
+            let shared = read.shared >> done & 1 != 0;
+            let alike = match shared {
+                true => (read.shared >> done).trailing_ones(),
+                false => (read.shared >> done).trailing_zeros(),
+            };
+            let len = rest.len().min(alike as usize);
+            let (runs, count) = as_runs(rest.get(..len).unwrap_or(rest));
+            let runs = runs.get(..count).unwrap_or(&[]);
             let into = buffer
                 .pages_mut()
-                .get_mut(done..read.count)
+                .get_mut(done..done + len)
                 .unwrap_or(&mut []);
-            done += read_pages(runs.get(..count).unwrap_or(&[]), into);
-            if done < read.count {
+            let got = match self.relatives {
+                Some((_, memory)) if shared => memory.read(runs, into),
+                _ => read_pages(runs, into),
+            };
+            done += got;
+            if got < len {
                 read.unreadable |= 1 << done;
                 done += 1;
             }
@@ -199,18 +216,6 @@ impl Visitor<'_> {
     fn is_skipped(&self, page: u64) -> bool {
         let index = self.skip.partition_point(|run| run.end() <= page);
         self.skip.get(index).is_some_and(|run| run.contains(page))
-    }
-
-    /// Whether another process has the frame of this page of `run` as well.
-    fn is_shared(&mut self, page: u64, run: PageRun) -> bool {
-        let Some(pagemap) = self.pagemap else {
-            return false;
-        };
-        if !self.shared.contains(page) {
-            self.shared = PageRun::between(page, run.end().min(page + STEP_PAGES as u64));
-            self.shared_mask = !pagemap.exclusive(self.shared);
-        }
-        self.shared_mask >> (page - self.shared.start) & 1 != 0
     }
 
     fn report(&mut self, page: u64, state: VisitState, node: NumaNode) {
@@ -341,6 +346,19 @@ impl Visitor<'_> {
 
 fn is_ordinary(is: PageIs) -> bool {
     is.contains(PageIs::PRESENT) && !is.intersects(PageIs::FILE | PageIs::ZERO)
+}
+
+/// Which of the pages are not this process's alone.
+fn shared_ones(pagemap: &Pagemap, pages: &[u64]) -> u64 {
+    let (runs, count) = as_runs(pages);
+    let mut at = 0;
+    let mut shared = 0;
+    for run in runs.iter().take(count) {
+        let len = usize::try_from(run.len).unwrap_or(STEP_PAGES);
+        shared |= (!pagemap.exclusive(*run) & bits(0, len)) << at;
+        at += len;
+    }
+    shared
 }
 
 fn as_runs(pages: &[u64]) -> ([PageRun; READ_RUNS], usize) {

@@ -47,9 +47,9 @@ impl Mapping {
 /// Whether the process has given up opening files.
 static CLOSED: AtomicBool = AtomicBool::new(false);
 
-/// The process is about to give up opening files, on pain of death: app threads make do without the list from now on.
-pub fn never_open_again() {
-    CLOSED.store(true, Ordering::Relaxed);
+/// Whether the process has given up opening files, on pain of death: app threads make do without the list then.
+pub fn give_up_opening(given_up: bool) {
+    CLOSED.store(given_up, Ordering::Relaxed);
 }
 
 /// The list of mappings of one address space.

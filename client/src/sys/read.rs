@@ -5,8 +5,11 @@
 
 use super::memory::{SharedPages, address_of, length_of};
 use ksm_engine::page::{PAGE_SIZE, PageBytes, PageRun};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Result;
 use rustix::process::getpid;
 use std::ffi::c_void;
+use std::os::fd::OwnedFd;
 
 /// Runs that one call reads at most.
 pub const READ_RUNS: usize = 64;
@@ -16,6 +19,52 @@ pub const READ_RUNS: usize = 64;
 pub fn read_pages(runs: &[PageRun], into: &mut [PageBytes]) -> usize {
     let length = size_of_val(into);
     read(runs, into.as_mut_ptr().cast(), length)
+}
+
+/// The memory of an address space as a file.
+///
+/// Slower than [`read_pages`], which pins what it reads: the kernel gives a page whose frame a fork shares a frame of its own before
+/// it pins it, so that looking at the pages of forked processes would undo what the fork had saved.
+#[derive(Debug)]
+pub struct Memory(OwnedFd);
+
+impl Memory {
+    /// That of the caller.
+    ///
+    /// # Errors
+    /// Of `open`; a process that is not dumpable may not read its own.
+    pub fn open() -> Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        rustix::fs::open(c"/proc/self/mem", flags, Mode::empty()).map(Self)
+    }
+
+    /// A second descriptor for the same file.
+    ///
+    /// # Errors
+    /// When there are too many descriptors.
+    pub fn try_clone(&self) -> Result<Self> {
+        rustix::io::fcntl_dupfd_cloexec(&self.0, 3).map(Self)
+    }
+
+    /// Does what [`read_pages`] does.
+    pub fn read(&self, runs: &[PageRun], into: &mut [PageBytes]) -> usize {
+        let mut done: usize = 0;
+        for run in runs {
+            let len = usize::try_from(run.len).unwrap_or(usize::MAX);
+            let end = into.len().min(done.saturating_add(len));
+            let part = into
+                .get_mut(done..end)
+                .unwrap_or(&mut [])
+                .as_flattened_mut();
+            let got = rustix::io::pread(&self.0, &mut part[..], address_of(run.start) as u64);
+            let pages = got.unwrap_or(0) / PAGE_SIZE;
+            done += pages;
+            if pages < len {
+                break;
+            }
+        }
+        done
+    }
 }
 
 /// The same, into a shared mapping from page `index` on.

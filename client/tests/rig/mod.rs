@@ -161,7 +161,7 @@ impl Rig {
         };
         let mut pages = Vec::new();
         for run in runs {
-            let state = VisitState::from_number(run.state).unwrap();
+            let state = run.found().unwrap();
             for i in 0..run.len {
                 let slot = (state == VisitState::Merged).then_some(Slot {
                     arena: run.slot.arena,
@@ -186,6 +186,24 @@ impl Rig {
         };
         let nodes = |run: &VisitRun| vec![run.node().0; usize::try_from(run.len).unwrap()];
         runs.iter().flat_map(nodes).collect()
+    }
+
+    /// For how many pages a visit says that a fork shares their frames.
+    pub fn shared_frames(&mut self, range: PageRun) -> u64 {
+        let (limit, skip) = (2048, &[][..]);
+        let order = OrderRef::Visit {
+            range,
+            limit,
+            skip,
+            nodes: false,
+        };
+        match self.agent.handle(&order, None, &mut self.out) {
+            ReportRef::Visited { runs, .. } => {
+                let shared = runs.iter().filter(|run| run.shares_frames());
+                shared.map(|run| u64::from(run.len)).sum()
+            }
+            _ => panic!("a visit is answered by a visit"),
+        }
     }
 
     pub fn states(&mut self, range: PageRun) -> Vec<VisitState> {

@@ -170,13 +170,8 @@ impl Daemon {
         self.next_ledger = ledger.checked_add(1).unwrap_or(1);
         let donation = DonationBuffer::new(ledger).map_err(Parting::Donation)?;
         let uid = peer.credentials.uid;
-        let parent = self
-            .peers
-            .with_ledger(hello.birth.ledger, uid)
-            .map(|parent| {
-                parent.children.joined(&parent.donation, hello.birth.number);
-                parent.mm
-            });
+        let parent = self.peers.with_ledger(hello.birth.ledger, uid);
+        let parent = parent.map(|parent| parent.mm);
         let added = match parent {
             Some(parent) => self.engine.add_child(domain, parent),
             None => self.engine.add_mm(domain),

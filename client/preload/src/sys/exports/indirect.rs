@@ -123,8 +123,13 @@ fn answer(number: c_long, [a, b, c, d, e, f]: [usize; 6]) -> Answer {
         libc::SYS_madvise => advice::madvise(a, b, int(c)),
         libc::SYS_prctl => mode::prctl(int(a), [b, c, d, e]),
         libc::SYS_seccomp => {
-            sandbox::enter();
-            call(number, [a, b, c])
+            let make = || call(number, [a, b, c]);
+            match u32::try_from(a) {
+                Ok(libc::SECCOMP_SET_MODE_STRICT | libc::SECCOMP_SET_MODE_FILTER) => {
+                    sandbox::enter(make)
+                }
+                _ => make(),
+            }
         }
         _ => maps::lock(number, [a, b, c]),
     }

@@ -1,0 +1,46 @@
+//! Looking at the pages of a process leaves the frames that a fork has left it.
+//!
+//! One test in a program of its own: a fork by another test would share all frames, too.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod rig;
+
+use rig::sys::in_fork;
+use rig::{Rig, page};
+
+const PAGES: usize = 64;
+/// In a pagemap entry: no other process has the page.
+const EXCLUSIVE: u64 = 1 << 56;
+
+#[test]
+fn looking_at_pages_leaves_the_frames_that_a_fork_shares() {
+    let mut rig = Rig::new();
+    let memory = rig.memory(PAGES, page);
+    // The agent is told of forks by who makes them.
+    rig.space.lock_for_fork();
+    rig.space.unlock_parent();
+    let (wait, go) = rustix::pipe::pipe().unwrap();
+    let (said, say) = rustix::pipe::pipe().unwrap();
+    let child = std::thread::spawn(move || {
+        in_fork(|| {
+            rustix::io::write(&say, &[1]).unwrap();
+            rustix::io::read(&wait, &mut [0]) == Ok(1)
+        })
+    });
+    rustix::io::read(&said, &mut [0]).unwrap();
+    memory.write(7, &page(7));
+    let before = memory.pagemap();
+    let found = [(); 3].map(|()| (rig.shared_frames(memory.run()), memory.pagemap()));
+    rustix::io::write(&go, &[1]).unwrap();
+    assert!(child.join().unwrap());
+    let exclusive = before.iter().filter(|entry| *entry & EXCLUSIVE != 0);
+    assert_eq!(
+        exclusive.count(),
+        1,
+        "the fork shares all but what was written since"
+    );
+    for (shared, after) in found {
+        assert_eq!(shared, PAGES as u64 - 1);
+        assert!(after == before, "looking moved pages to other frames");
+    }
+}
