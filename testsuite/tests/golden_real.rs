@@ -5,6 +5,8 @@
 
 #[path = "golden/chains.rs"]
 mod chains;
+#[path = "golden_real/frames.rs"]
+mod frames;
 #[path = "golden/free_running.rs"]
 mod free_running;
 #[path = "golden_real/host.rs"]

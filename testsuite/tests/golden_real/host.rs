@@ -125,6 +125,11 @@ impl Host {
         self.puppet(pid).frame(page)
     }
 
+    /// What a page is mapped to, merged or not.
+    pub fn any_frame(&mut self, pid: Pid, page: u64) -> u64 {
+        self.puppet(pid).any_frame(page)
+    }
+
     /// What `ksm_stat` shows of a process.
     pub fn figures(&mut self, pid: Pid) -> Figures {
         self.puppet(pid).figures()

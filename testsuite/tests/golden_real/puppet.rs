@@ -20,8 +20,9 @@ const MADV_DONTNEED: u64 = 4;
 const MADV_MERGEABLE: u64 = 12;
 const MADV_UNMERGEABLE: u64 = 13;
 
-/// In an entry of `/proc/PID/pagemap`: the page is there, and it is of a file. Merged pages are.
-const PRESENT_IN_FILE: u64 = 1 << 63 | 1 << 61;
+/// In an entry of `/proc/PID/pagemap`: it is a page of a file, as merged ones are.
+const IN_FILE: u64 = 1 << 61;
+/// The number of its frame.
 const PFN: u64 = (1 << 55) - 1;
 
 /// Where puppets report.
@@ -177,6 +178,17 @@ impl Puppet {
 
     /// The frame that a merged page is mapped to.
     pub fn frame(&mut self, page: u64) -> Option<u64> {
+        let entry = self.entry(page);
+        (entry & IN_FILE != 0).then_some(entry & PFN)
+    }
+
+    /// The frame that a page is mapped to, merged or not.
+    pub fn any_frame(&mut self, page: u64) -> u64 {
+        self.entry(page) & PFN
+    }
+
+    /// What `/proc/PID/pagemap` has of a page.
+    fn entry(&mut self, page: u64) -> u64 {
         // What was mapped since nobody looked is not there yet.
         self.touch(PageRun::between(page, page + 1));
         let pid = self.pid.as_raw_pid();
@@ -184,8 +196,7 @@ impl Puppet {
         let mut entry = [0; size_of::<u64>()];
         let at = page * entry.len() as u64;
         pagemap.read_exact_at(&mut entry, at).expect("a page");
-        let entry = u64::from_ne_bytes(entry);
-        (entry & PRESENT_IN_FILE == PRESENT_IN_FILE).then_some(entry & PFN)
+        u64::from_ne_bytes(entry)
     }
 
     /// What `ksm_stat` says.
