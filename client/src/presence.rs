@@ -8,6 +8,7 @@ use crate::desk::Desk;
 use crate::link_state::{LinkState, LinkWord};
 use crate::space::Space;
 use crate::sys::ledger::LedgerPlace;
+use crate::sys::memory::{pages_of, place_wiped_on_fork};
 use crate::sys::room::{Stack, Workplace};
 use crate::sys::task::{self, PIDFD_THREAD, WAKE};
 use crate::sys::uffd::Userfaults;
@@ -62,6 +63,8 @@ pub struct Presence {
     has_steward: AtomicBool,
     /// Whether a steward of a child that is waiting to see if it lives should wait no longer.
     hurry: AtomicU32,
+    /// Not zero; zero in a child with a copy of this memory until it is [reset](Self::reset_in_child).
+    native: &'static AtomicU32,
     /// Where forks are noted.
     ledger: LedgerPlace,
     /// The fork that is about to be made: numbers of ledger and child.
@@ -99,6 +102,7 @@ impl Presence {
             userfaults: [AtomicU32::new(0), AtomicU32::new(0)],
             has_steward: AtomicBool::new(false),
             hurry: AtomicU32::new(0),
+            native: place_wiped_on_fork()?,
             ledger: LedgerPlace::map()?,
             fork: Default::default(),
             birth: Default::default(),
@@ -111,9 +115,11 @@ impl Presence {
             new.agent_stack.run(),
             new.desk.run(),
             new.ledger.run(),
+            pages_of(new.native),
         ] {
             space.add_own_range(own).map_err(|_| Errno::NOMEM)?;
         }
+        new.native.store(1, Ordering::Release);
         Ok(new)
     }
 
@@ -149,14 +155,16 @@ impl Presence {
         ] {
             zeroed.store(0, Ordering::Relaxed);
         }
+        self.native.store(1, Ordering::Release);
         self.dismissed.store(false, Ordering::Relaxed);
         self.has_steward.store(false, Ordering::Release);
     }
 
-    /// Whether this process was forked since the presence was last [reset](Self::reset_in_child).
+    /// Whether this process was forked since the presence was last [reset](Self::reset_in_child). A child of `vfork`, which
+    /// only borrows the memory, is not meant: what it does, it does to its parent's.
     #[must_use]
     pub fn is_inherited(&self) -> bool {
-        self.app.load(Ordering::Acquire) != process_id()
+        self.native.load(Ordering::Acquire) == 0
     }
 
     /// Says where the steward keeps its userfaultfds.

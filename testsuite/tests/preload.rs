@@ -106,6 +106,8 @@ fn what_programs_do_to_themselves_and_their_children_goes_with_merging() {
         "own_userfaultfd",
         "stopped",
         "everything",
+        "vforks",
+        "probes",
     ] {
         eprintln!("{part}");
         succeeded(

@@ -254,6 +254,31 @@ static void everything(char *at) {
     check(posix_spawn(&pid, self, NULL, NULL, arguments, environ) == 0 && wait_for(pid) == 0);
 }
 
+/* A child that only borrows the memory acts on its parent's. */
+static void vforks(char *at) {
+    pid_t child = vfork();
+    if (child == 0) {
+        int done = madvise(at, N / 2 * PAGE, 13) == 0 && madvise(at, N / 2 * PAGE, 12) == 0;
+        _exit(done ? 0 : 1);
+    }
+    int status;
+    check(child > 0 && waitpid(child, &status, 0) == child && status == 0);
+    check(is_filled(at, N, 0x20));
+    char *more = map(N);
+    fill(more, N, 0x20);
+    check(madvise(more, N * PAGE, 12) == 0);
+    wait_merged(2 * N);
+}
+
+/* Trying what the kernel knows of filters gives up nothing. */
+static void probe_for_filters(void) {
+    unsigned action = SECCOMP_RET_KILL_PROCESS;
+    check(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, NULL) == -1);
+    check(errno == EFAULT);
+    check(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, NULL, 0, 0) == -1);
+    check(syscall(SYS_seccomp, SECCOMP_GET_ACTION_AVAIL, 0, &action) == 0);
+}
+
 static const struct {
     const char *name;
     void (*run)(char *);
@@ -261,7 +286,7 @@ static const struct {
     {"descriptors", descriptors}, {"another_user", another_user}, {"another_root", another_root},
     {"namespaces", namespaces},   {"sandbox", sandbox},           {"signals", signals},
     {"forks", forks},             {"own_userfaultfd", own_userfaultfd}, {"stopped", stopped},
-    {"everything", everything},
+    {"everything", everything}, {"vforks", vforks},
 };
 
 int main(int argc, char **argv) {
@@ -274,6 +299,11 @@ int main(int argc, char **argv) {
         while (merging_pages() < N)
             pause_ms(5);
         return is_filled(at, N, 0x29) ? 0 : 1;
+    }
+    if (strcmp(argv[1], "probes") == 0) {
+        probe_for_filters();
+        merged(N, 0x20);
+        return 0;
     }
     if (strcmp(argv[1], "is-not-merging") == 0)
         return prctl(PR_GET_MEMORY_MERGE, 0, 0, 0, 0);
