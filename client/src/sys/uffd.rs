@@ -293,3 +293,43 @@ fn set<const CODE: Opcode, T>(fd: &OwnedFd, argument: T) -> Result<()> {
     // SAFETY: the kernel reads the argument; waking and unregistering change no byte.
     unsafe { ioctl::ioctl(fd, call) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Userfaults, Wait};
+    use crate::sys::memory::{address_of, length_of, page_of};
+    use crate::sys::remap::{AppPages, READ_WRITE};
+    use ksm_engine::page::PageRun;
+    use rustix::io::Errno;
+    use rustix::mm::{MapFlags, mmap, munmap};
+    use std::os::fd::AsFd;
+
+    /// If this fails, the kernel can do more than when it was written: copies of file pages could be merged, too.
+    #[test]
+    fn nobody_can_hold_writers_off_a_private_mapping_of_a_file() {
+        let device = std::fs::File::open("/dev/userfaultfd").expect("root");
+        let userfaults = Userfaults::new(Some(device.as_fd())).expect("Linux 6.8");
+        let file = tempfile::tempfile().expect("a file");
+        file.set_len(length_of(4) as u64).expect("room");
+        let (none, length) = (std::ptr::null_mut(), length_of(4));
+        // SAFETY: a mapping at an address of the kernel's choice replaces nothing.
+        let start = unsafe { mmap(none, length, READ_WRITE, MapFlags::PRIVATE, &file, 0) };
+        let start = start.expect("memory");
+        // SAFETY: the mapping is ours and writable.
+        unsafe { start.cast::<u8>().write(1) };
+        let run = PageRun {
+            start: page_of(start.addr()),
+            len: 4,
+        };
+        assert_eq!(address_of(run.start), start.addr());
+        let pages = AppPages::vouched_for(run);
+        let Userfaults { moving, protecting } = &userfaults;
+        assert_eq!(moving.register(pages, Wait::Missing), Err(Errno::INVAL));
+        assert_eq!(
+            protecting.register(pages, Wait::Protected),
+            Err(Errno::INVAL)
+        );
+        // SAFETY: nobody uses it any more.
+        unsafe { munmap(start, length) }.expect("mapped above");
+    }
+}
