@@ -1,4 +1,7 @@
 //! An agent that speaks the protocol and owns no memory: the test decides what it reports.
+//!
+//! Also part of the testsuite's `hostile_peers`.
+#![allow(dead_code, reason = "every test program uses a part of it")]
 
 use super::{DEADLINE, connect};
 use ksm_engine::digest::Salt;
@@ -15,6 +18,7 @@ use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::Duration;
 
 /// What came from the daemon.
 #[derive(Debug)]
@@ -71,6 +75,13 @@ impl Agent {
         rustix::net::send(&self.socket, bytes, SendFlags::NOSIGNAL).unwrap();
     }
 
+    /// The same of a peer that may have been cut off; whether it was not.
+    pub fn offer(&mut self, message: &ToDaemon<'_>) -> bool {
+        let len = message.encode(&mut self.buffer).unwrap();
+        let bytes = &self.buffer.0[..len];
+        rustix::net::send(&self.socket, bytes, SendFlags::NOSIGNAL).is_ok()
+    }
+
     pub fn say_bytes(&self, bytes: &[u8]) {
         rustix::net::send(&self.socket, bytes, SendFlags::NOSIGNAL).unwrap();
     }
@@ -123,6 +134,23 @@ impl Agent {
             ToAgent::Mount(device) => Heard::Mount(device),
             ToAgent::Order { id, order } => Heard::Order(id, owned(order)),
         }
+    }
+
+    /// The next message, if one comes within `time`.
+    pub fn hear_within(&mut self, time: Duration) -> Option<Heard> {
+        let time = Timespec::try_from(time).unwrap();
+        let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
+        (poll(&mut fds, Some(&time)) == Ok(1)).then(|| self.hear())
+    }
+
+    /// Whether nothing has arrived.
+    pub fn hear_would_wait(&self) -> bool {
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
+        poll(&mut fds, Some(&now)) == Ok(0)
     }
 
     /// An order, if one has arrived.
