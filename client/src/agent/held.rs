@@ -127,7 +127,7 @@ impl<'a> Held<'a> {
         if let Err(errno) = gear.uffd.register(pages, Wait::Missing) {
             if errno == Errno::NOMEM {
                 // Only then can a part be registered: the kernel checks all mappings before it splits the first.
-                let _ = gear.uffd.unregister(pages);
+                gear.uffd.release(pages);
             }
             gear.journal.end();
             return Err(match errno {
@@ -269,12 +269,7 @@ impl Drop for Held<'_> {
         let count = usize::try_from(self.pages.run().len).unwrap_or(STEP_PAGES);
         for (first, count) in bit_runs(bits(0, count) & !self.mapped) {
             let part = self.pages.part(first as u64, count as u64);
-            if self.gear.uffd.unregister(part).is_err() {
-                // Some page of it was unmapped meanwhile: the others still want to be as they were.
-                for i in 0..part.run().len {
-                    let _ = self.gear.uffd.unregister(part.part(i, 1));
-                }
-            }
+            self.gear.uffd.release(part);
         }
         let _ = self.gear.uffd.wake(self.pages);
         self.gear.counters.hold(self.since.elapsed());

@@ -39,8 +39,7 @@ impl Space {
             }
             Some(Entry::Protecting { run }) => {
                 let pages = AppPages::vouched_for(run);
-                let _ = userfaults.protecting.unregister(pages);
-                let _ = userfaults.protecting.wake(pages);
+                userfaults.protecting.release(pages);
                 forget_plain(&mut tables, run);
             }
             None => {}
@@ -57,9 +56,8 @@ fn undo_move(uffd: &Uffd, pages: AppPages, at: u64) {
     }
     for i in 0..pages.run().len {
         // One by one: a part that was mapped to slots must not keep the others from being released.
-        let _ = uffd.unregister(pages.part(i, 1));
+        uffd.release(pages.part(i, 1));
     }
-    let _ = uffd.wake(pages);
 }
 
 /// Gives one page back, whatever it takes. Does nothing if it was not taken, or has been mapped to its slot.

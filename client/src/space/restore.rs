@@ -52,7 +52,7 @@ impl<'a> WritersHeld<'a> {
         if let Err(errno) = uffd.register(pages, Wait::Protected) {
             if errno == Errno::NOMEM {
                 // Only then can a part be registered: the kernel checks all mappings before it splits the first.
-                let _ = uffd.unregister(pages);
+                uffd.release(pages);
             }
             journal.end();
             return Err(errno);
@@ -75,8 +75,7 @@ impl<'a> WritersHeld<'a> {
 impl Drop for WritersHeld<'_> {
     fn drop(&mut self) {
         // Pages that were replaced meanwhile are not registered any more, and not meant.
-        let _ = self.uffd.unregister(self.pages);
-        let _ = self.uffd.wake(self.pages);
+        self.uffd.release(self.pages);
         self.journal.end();
     }
 }

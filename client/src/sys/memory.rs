@@ -9,7 +9,7 @@ use ksm_engine::page::{PAGE_SIZE, PageBytes, PageRun};
 use rustix::io::{Errno, Result};
 use rustix::mm::{
     Advice, MapFlags, MlockFlags, MprotectFlags, ProtFlags, madvise, mlock_with, mmap,
-    mmap_anonymous, mprotect, munmap,
+    mmap_anonymous, mprotect, munlock, munmap,
 };
 use std::ffi::c_void;
 use std::marker::PhantomData;
@@ -223,7 +223,19 @@ impl OwnPages {
     /// Of `madvise`.
     pub fn discard(&mut self, pages: usize) -> Result<()> {
         let length = pages.min(self.pages) * PAGE_SIZE;
-        discard_own(self.first.as_ptr().cast(), length)
+        let start = self.first.as_ptr().cast();
+        // SAFETY: the pages are ours, and zeroes are valid for what is kept in them.
+        match unsafe { madvise(start, length, Advice::LinuxDontNeed) } {
+            // The app called mlockall: ours are locked too. They may not be written to instead, for some of a
+            // quarantine are absent, and whoever touches those waits for ever.
+            Err(Errno::INVAL) => {
+                // SAFETY: unlocking changes no byte.
+                unsafe { munlock(start, self.pages * PAGE_SIZE) }?;
+                // SAFETY: as above.
+                unsafe { madvise(start, length, Advice::LinuxDontNeed) }
+            }
+            other => other,
+        }
     }
 }
 
@@ -239,20 +251,6 @@ pub fn unmap_of_dead_agent(run: PageRun) {
     let start = std::ptr::with_exposed_provenance_mut(address_of(run.start));
     // SAFETY: the task that owned these pages is dead, and the run was noted when it mapped them.
     let _ = unsafe { munmap(start, length_of(run.len)) };
-}
-
-fn discard_own(start: *mut c_void, length: usize) -> Result<()> {
-    // SAFETY: the pages are a mapping of our own; zeroes are valid for what is kept in it.
-    match unsafe { madvise(start, length, Advice::LinuxDontNeed) } {
-        // The app called mlockall: our pages are locked too, and only Linux 5.18's advice 24 discards those. rustix
-        // has no name for it, so the old way is left: write zeroes, and keep the memory.
-        Err(Errno::INVAL) => {
-            // SAFETY: as above; the whole length is mapped.
-            unsafe { std::ptr::write_bytes(start.cast::<u8>(), 0, length) };
-            Ok(())
-        }
-        other => other,
-    }
 }
 
 /// Pages of a file that other processes may map and change. Never a slice: only whole copies and comparisons.

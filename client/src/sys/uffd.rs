@@ -114,6 +114,28 @@ impl Uffd {
         set::<UNREGISTER, _>(&self.0, range(pages.run()))
     }
 
+    /// Ends the waiting in all of the pages that are still mapped, whatever it takes: pages that stay registered make
+    /// the app wait for ever.
+    pub fn release(&self, pages: AppPages) {
+        if self.unregister_patiently(pages).is_err() {
+            // Some page of it was unmapped meanwhile: the others still want to be as they were.
+            for i in 0..pages.run().len {
+                let _ = self.unregister_patiently(pages.part(i, 1));
+            }
+        }
+        let _ = self.wake(pages);
+    }
+
+    /// Splitting and joining mappings takes memory, and there is some sooner or later.
+    fn unregister_patiently(&self, pages: AppPages) -> Result<()> {
+        loop {
+            match self.unregister(pages) {
+                Err(Errno::NOMEM | Errno::AGAIN | Errno::INTR) => rustix::thread::sched_yield(),
+                result => return result,
+            }
+        }
+    }
+
     /// Lets those who wait look again.
     ///
     /// # Errors

@@ -17,7 +17,8 @@ use ksm_engine::page::{ArenaId, Digest, PAGE_SIZE, PageBytes, PageRun, Slot};
 use rustix::fs::{
     MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create, open,
 };
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use sys::Memory;
 
 pub const SALT: Salt = Salt([7; 32]);
@@ -74,6 +75,18 @@ impl Rig {
         }
         self.space.register(memory.run()).unwrap();
         memory
+    }
+
+    /// Does an order; `armed` says so for as long as it takes.
+    pub fn handle(
+        &mut self,
+        order: &OrderRef<'_>,
+        arena: Option<BorrowedFd<'_>>,
+        armed: &AtomicBool,
+    ) {
+        armed.store(true, Ordering::Release);
+        self.agent.handle(order, arena, &mut self.out);
+        armed.store(false, Ordering::Release);
     }
 
     /// Does an order that has outcomes; one for each page.
