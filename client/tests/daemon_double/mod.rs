@@ -197,6 +197,11 @@ impl Peer {
             .expect("the agent is there");
     }
 
+    /// Sends bytes that need not be a message.
+    pub fn send_bytes(&self, bytes: &[u8]) {
+        rustix::net::send(&self.socket, bytes, SendFlags::NOSIGNAL).expect("the agent is there");
+    }
+
     /// Sends an order; what comes back is in the next report.
     pub fn order(&mut self, order: &Order, arena: Option<BorrowedFd<'_>>) {
         self.orders += 1;
