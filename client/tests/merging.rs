@@ -10,7 +10,6 @@ use ksm_engine::order::{MapRun, OrderRef, Outcome, VisitState};
 use ksm_engine::page::{ArenaId, PAGE_SIZE, PageRun};
 use rig::sys::Memory;
 use rig::{Arena, Rig, page};
-use rustix::io::Errno;
 use rustix::mm::{Advice, MprotectFlags};
 use std::os::fd::AsFd;
 use std::time::Instant;
@@ -504,88 +503,4 @@ fn pages_of_an_earlier_daemon_are_foreign_until_remapped() {
     let regions: Vec<_> = std::iter::from_fn(|| rig.space.next_notice()).collect();
     assert!(regions.len() >= 2, "everything is told again: {regions:?}");
     let _: PageRun = memory.run();
-}
-
-/// The flags of the mapping of a page, as `/proc/self/smaps` has them.
-fn flags(memory: &Memory, page: usize) -> String {
-    let address = memory.pointer(page).addr();
-    let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
-    let mut inside = false;
-    for line in smaps.lines() {
-        let range = line
-            .split_whitespace()
-            .next()
-            .and_then(|word| word.split_once('-'));
-        if let Some((start, end)) = range {
-            let number = |text| usize::from_str_radix(text, 16).unwrap();
-            inside = (number(start)..number(end)).contains(&address);
-        } else if inside && let Some(flags) = line.strip_prefix("VmFlags:") {
-            return flags.to_owned();
-        }
-    }
-    panic!("no mapping of page {page}");
-}
-
-#[test]
-fn read_only_memory_merges_and_stays_read_only() {
-    let mut rig = Rig::new();
-    let arena = Arena::new(1, 8, page);
-    let memory = rig.memory(8, page);
-    memory.protect(MprotectFlags::READ);
-    memory.protect_part(4, 4, MprotectFlags::empty());
-    let (no, done) = (Outcome::Unsuitable, DONE);
-    assert_eq!(
-        rig.map(&memory, 0, 8, &arena, 0),
-        [done, done, done, done, no, no, no, no]
-    );
-    for i in 0..4 {
-        assert!(memory.is_shared(i));
-        assert_eq!(memory.read(i), page(i));
-    }
-    assert!(!flags(&memory, 0).contains(" wr "), "it is not writable");
-    assert_eq!(rig.unmerge(memory.run()), memory.run().end());
-    assert!(!memory.is_shared(0));
-    assert_eq!(memory.read(0), page(0));
-    assert!(
-        !flags(&memory, 0).contains(" wr "),
-        "nor is the private copy"
-    );
-    memory.protect(MprotectFlags::READ | MprotectFlags::WRITE);
-    memory.write(0, &page(77));
-    assert_eq!(memory.read(0), page(77));
-}
-
-#[test]
-fn locked_memory_merges_and_stays_locked() {
-    let mut rig = Rig::new();
-    let arena = Arena::new(1, 4, page);
-    let memory = rig.memory(4, page);
-    memory.lock();
-    assert_eq!(rig.map(&memory, 0, 4, &arena, 0), [DONE; 4]);
-    for i in 0..4 {
-        assert!(memory.is_shared(i));
-        assert_eq!(memory.read(i), page(i));
-        assert!(flags(&memory, i).contains(" lo "), "page {i} is not locked");
-    }
-    assert_eq!(rig.unmerge(memory.run()), memory.run().end());
-    for i in 0..4 {
-        assert!(!memory.is_shared(i));
-        assert_eq!(memory.read(i), page(i));
-        assert!(flags(&memory, i).contains(" lo "), "page {i} is not locked");
-    }
-    // The kernel does not discard locked memory either.
-    assert_eq!(rig.map(&memory, 0, 4, &arena, 0), [DONE; 4]);
-    assert_eq!(rig.space.discard(memory.run()), Err(Errno::INVAL));
-    assert_eq!(memory.read(1), page(1));
-}
-
-#[test]
-fn read_only_memory_of_a_process_that_may_have_pins_is_left_alone() {
-    let mut rig = Rig::new();
-    let arena = Arena::new(1, 4, page);
-    let memory = rig.memory(4, page);
-    memory.protect(MprotectFlags::READ);
-    let _direct = rig::direct_file(1, page);
-    assert_eq!(rig.map(&memory, 0, 4, &arena, 0), [Outcome::Unsure; 4]);
-    assert!(!memory.is_shared(0));
 }

@@ -6,6 +6,7 @@ mod rig;
 use ksm_engine::order::{Outcome, VisitState};
 use rig::sys::FixedBuffer;
 use rig::{Arena, Rig, page};
+use rustix::mm::MprotectFlags;
 
 #[test]
 fn a_fixed_buffer_keeps_its_page_and_its_neighbours_merge() {
@@ -59,4 +60,15 @@ fn a_zero_page_that_is_pinned_stays() {
     assert_eq!(rig.outcomes(&order, None), [done, pinned, done]);
     ring.read_into(&rig::memfd_with(&page(5)));
     assert_eq!(memory.read(1), page(5));
+}
+
+#[test]
+fn read_only_memory_of_a_process_that_may_have_pins_is_left_alone() {
+    let mut rig = Rig::new();
+    let arena = Arena::new(1, 4, page);
+    let memory = rig.memory(4, page);
+    memory.protect(MprotectFlags::READ);
+    let _direct = rig::direct_file(1, page);
+    assert_eq!(rig.map(&memory, 0, 4, &arena, 0), [Outcome::Unsure; 4]);
+    assert!(!memory.is_shared(0));
 }
