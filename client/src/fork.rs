@@ -9,7 +9,7 @@ use crate::presence::Presence;
 use crate::space::Space;
 use crate::sys::room::Kept;
 use crate::sys::task;
-use ksm_engine::page::{PAGE_LIMIT, PageRun};
+use ksm_engine::page::PageRun;
 use rustix::io::Errno;
 use rustix::thread::gettid;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, Ordering};
@@ -110,9 +110,5 @@ extern "C" fn in_child() {
 }
 
 fn has_registered(space: &Space) -> bool {
-    let anywhere = PageRun {
-        start: 0,
-        len: PAGE_LIMIT,
-    };
-    space.first_registered(anywhere).is_some()
+    space.first_registered(PageRun::EVERYTHING).is_some()
 }

@@ -30,7 +30,7 @@ mod visits;
 use crate::digest::Salt;
 use crate::knobs::{KsmFile, WriteError};
 use crate::order::{Donation, Order, OrderId, Outcome, ReportRef};
-use crate::page::{ArenaId, Digest, DomainId, MmId, NumaNode, PAGE_LIMIT, PAGE_SIZE, PageRun};
+use crate::page::{ArenaId, Digest, DomainId, MmId, NumaNode, PAGE_SIZE, PageRun};
 use crate::store::SlotStore;
 use crate::wire::Figures;
 use arenas::Arenas;
@@ -271,11 +271,7 @@ impl<S: SlotStore> Engine<S> {
         let Some(domain) = self.domains.get_mut(&mm.domain) else {
             return;
         };
-        let all = PageRun {
-            start: 0,
-            len: PAGE_LIMIT,
-        };
-        for (_, item) in mm.items.within(all) {
+        for (_, item) in mm.items.within(PageRun::EVERYTHING) {
             if item.state == items::State::Stable {
                 domain.stable.bereave(NodeId(item.link));
             }

@@ -25,6 +25,12 @@ pub struct PageRun {
 pub const PAGE_LIMIT: u64 = 1 << 45;
 
 impl PageRun {
+    /// All of user memory.
+    pub const EVERYTHING: Self = Self {
+        start: 0,
+        len: PAGE_LIMIT,
+    };
+
     /// The run `[start, end)`; empty when `end <= start`.
     #[must_use]
     pub const fn between(start: u64, end: u64) -> Self {

@@ -9,17 +9,12 @@ use crate::suitable;
 use crate::sys::call::{Answer, Quiet, call};
 use ksm_client::space::Space;
 use ksm_client::{Client, Config};
-use ksm_engine::page::{PAGE_LIMIT, PageRun};
+use ksm_engine::page::PageRun;
 use rustix::io::Errno;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// In the environment of a program that is to merge all of its memory.
 pub const VARIABLE: &str = "KSMFS_MEMORY_MERGE";
-
-const EVERYTHING: PageRun = PageRun {
-    start: 0,
-    len: PAGE_LIMIT,
-};
 
 static MERGES_ANY: AtomicBool = AtomicBool::new(false);
 
@@ -86,7 +81,7 @@ fn unmerge_everything(client: Client) -> Result<(), Errno> {
     let Some(space) = Space::get() else {
         return Ok(());
     };
-    while let Some(run) = space.first_registered(EVERYTHING) {
+    while let Some(run) = space.first_registered(PageRun::EVERYTHING) {
         client.unmerge(run).map_err(|error| error.errno())?;
     }
     Ok(())

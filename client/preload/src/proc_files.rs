@@ -5,7 +5,7 @@
 use crate::mode;
 use ksm_client::space::Space;
 use ksm_client::{Client, Figures};
-use ksm_engine::page::{PAGE_LIMIT, PageRun};
+use ksm_engine::page::PageRun;
 use rustix::fs::{MemfdFlags, SealFlags, SeekFrom};
 use std::ffi::CStr;
 use std::os::fd::OwnedFd;
@@ -63,11 +63,8 @@ fn text(file: File) -> String {
     let figures = client.and_then(|client| client.figures().ok());
     let figures = figures.unwrap_or(none);
     let yes = |is| if is { "yes" } else { "no" };
-    let everything = PageRun {
-        start: 0,
-        len: PAGE_LIMIT,
-    };
-    let has_region = Space::get().is_some_and(|space| space.first_registered(everything).is_some());
+    let has_region =
+        Space::get().is_some_and(|space| space.first_registered(PageRun::EVERYTHING).is_some());
     match file {
         File::MergingPages => format!("{}\n", figures.merging_pages),
         File::Stat => format!(

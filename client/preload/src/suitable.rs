@@ -4,7 +4,7 @@
 
 use crate::changing::Changing;
 use ksm_client::sys::maps::{Mapping, Maps};
-use ksm_engine::page::{PAGE_LIMIT, PageRun};
+use ksm_engine::page::PageRun;
 use rustix::io::Errno;
 
 /// Mappings without a file that are not the app's own to merge. A stack grows downwards by itself; replacing a part of
@@ -133,11 +133,7 @@ pub fn register(within: PageRun, changing: &mut Changing) -> Registered {
 /// Registers all suitable memory of the process; nothing where the kernel does not list it.
 pub fn register_all(changing: &mut Changing) {
     if Survey::begin().0.is_some() {
-        let everything = PageRun {
-            start: 0,
-            len: PAGE_LIMIT,
-        };
-        register(everything, changing);
+        register(PageRun::EVERYTHING, changing);
     }
 }
 

@@ -12,7 +12,7 @@ use crate::sys::uffd::Userfaults;
 use ksm_engine::arena::MemfdStore;
 use ksm_engine::engine::Engine;
 use ksm_engine::order::{DONATION_PAGES, Donation, Order};
-use ksm_engine::page::{DomainId, MmId, PAGE_LIMIT, PAGE_SIZE, PageBytes, PageRun};
+use ksm_engine::page::{DomainId, MmId, PAGE_SIZE, PageBytes, PageRun};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -108,11 +108,7 @@ impl Core {
 
     /// Makes every page private and plain again.
     pub(super) fn release_everything(&self, userfaults: &Userfaults) {
-        let anywhere = PageRun {
-            start: 0,
-            len: PAGE_LIMIT,
-        };
-        while let Some(run) = self.space.first_registered(anywhere) {
+        while let Some(run) = self.space.first_registered(PageRun::EVERYTHING) {
             let release = Release::Unmerge(Some(userfaults));
             if let Err(error) = self.space.unregister(run, release) {
                 log::warn!("pages stay merged: {error}");

@@ -68,10 +68,7 @@ impl Notices {
     pub fn pop<const N: usize>(&mut self, regions: &RunTable<N>) -> Option<Notice> {
         if self.resend_head != 0 {
             self.resend_head = 0;
-            return Some(Notice::Unregister(PageRun {
-                start: 0,
-                len: PAGE_LIMIT,
-            }));
+            return Some(Notice::Unregister(PageRun::EVERYTHING));
         }
         if self.resend != 0 {
             let rest = PageRun::between(self.resend_from, PAGE_LIMIT);

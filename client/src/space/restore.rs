@@ -206,7 +206,7 @@ fn stage_and_move(pages: AppPages) -> u64 {
     let maps = Maps::open();
     let mut done = 0;
     while done < pages.run().len {
-        let rest = pages.part(done, u64::MAX - pages.run().end());
+        let rest = pages.part(done, pages.run().len - done);
         let mapping = maps.as_ref().map(|maps| maps.at(rest.run().start));
         let mapping = match mapping {
             Ok(Ok(mapping)) => mapping,

@@ -5,7 +5,7 @@
 use super::items::{ItemRef, State};
 use super::stable::NodeId;
 use super::{Domain, Engine};
-use crate::page::{DomainId, PAGE_LIMIT, PageRun};
+use crate::page::{DomainId, PageRun};
 use crate::store::SlotStore;
 use std::collections::BTreeMap;
 
@@ -15,16 +15,12 @@ impl<S: SlotStore> Engine<S> {
     /// # Errors
     /// Says what does not agree.
     pub fn audit(&self) -> Result<(), String> {
-        let all = PageRun {
-            start: 0,
-            len: PAGE_LIMIT,
-        };
         let (mut attached, mut unshared) = (0, 0);
         let mut digests: BTreeMap<DomainId, u64> = BTreeMap::new();
         for (id, mm) in self.mms.iter() {
             let mut merging = 0;
             let mut items = 0;
-            for (page, item) in mm.items.within(all) {
+            for (page, item) in mm.items.within(PageRun::EVERYTHING) {
                 items += 1;
                 if matches!(item.state, State::Known | State::Unstable) {
                     self.audit_digest(ItemRef::new(id, page), item.link)?;

@@ -2,7 +2,7 @@
 
 use super::Engine;
 use crate::knobs::RunState;
-use crate::page::{MmId, PAGE_LIMIT, PageRun};
+use crate::page::{MmId, PageRun};
 use crate::store::SlotStore;
 use std::time::Duration;
 
@@ -219,10 +219,7 @@ impl<S: SlotStore> Engine<S> {
             mm.shrunk = false;
             let outside: Vec<u64> = mm
                 .items
-                .within(PageRun {
-                    start: 0,
-                    len: PAGE_LIMIT,
-                })
+                .within(PageRun::EVERYTHING)
                 .map(|(page, _)| page)
                 .filter(|page| !mm.is_mergeable(*page))
                 .collect();

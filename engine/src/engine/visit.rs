@@ -449,12 +449,6 @@ impl<S: SlotStore> Engine<S> {
 
     /// Frees all items of an mm.
     pub(super) fn forget_all(&mut self, id: MmId) {
-        self.forget_items(
-            id,
-            PageRun {
-                start: 0,
-                len: crate::page::PAGE_LIMIT,
-            },
-        );
+        self.forget_items(id, PageRun::EVERYTHING);
     }
 }
