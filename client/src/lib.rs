@@ -17,6 +17,7 @@ mod fork;
 mod link;
 mod link_state;
 mod lock;
+pub mod pipe_ends;
 mod presence;
 mod proc_file;
 mod region;

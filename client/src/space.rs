@@ -11,6 +11,7 @@ pub mod change;
 pub mod figures;
 pub mod journal;
 pub mod notices;
+pub mod pipes;
 pub mod recover;
 pub mod regions;
 pub mod release;
@@ -26,6 +27,7 @@ use figures::Counters;
 use journal::Journal;
 use ksm_engine::page::PageRun;
 use notices::{Notice, Notices};
+use pipes::Pipes;
 use regions::{Full, RunTable};
 use rustix::io::Errno;
 use states::{IN_FILE, PageState, States};
@@ -73,6 +75,7 @@ pub struct Tables {
     /// The part of it that goes with the agent.
     agent_mappings: RunTable<AGENT_MAPPINGS>,
     treatments: Treatments,
+    pipes: Pipes,
     /// What is known of each page.
     pub states: States,
     notices: Notices,
@@ -437,6 +440,7 @@ impl Space {
         self.journal.end();
         tables.unmap_agent();
         tables.forget_what_was_not_inherited();
+        tables.pipes.forget_calls();
         tables.notices.resend_all();
         self.start_sweep(SWEEP_KNOWN);
         if let Some(told) = self.told.get() {

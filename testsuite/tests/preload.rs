@@ -82,6 +82,11 @@ fn merged_memory_behaves_as_any_other() {
 }
 
 #[test]
+fn what_is_written_to_a_page_in_a_pipe_is_in_the_pipe() {
+    run("pipes", &[]);
+}
+
+#[test]
 fn calls_that_start_and_end_merging_answer_as_the_kernel_does() {
     let stage = Stage::new();
     let program = stage.program("answers");

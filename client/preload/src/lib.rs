@@ -11,6 +11,7 @@ mod changing;
 mod maps;
 mod mode;
 mod moving;
+mod pipes;
 mod proc_files;
 mod processes;
 mod sandbox;

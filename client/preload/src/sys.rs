@@ -9,3 +9,4 @@ pub mod environment;
 mod exports;
 pub mod next;
 pub mod patch;
+pub mod vectors;

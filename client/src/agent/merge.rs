@@ -28,6 +28,7 @@ impl Agent {
         out: &mut ReportBuffer,
     ) {
         self.let_rest(runs);
+        self.space.forget_emptied_pipes(self.app);
         self.with_arena(fd, runs, out, |agent, arena, step, outcomes| {
             agent.map_step(id, arena, step, outcomes)
         });
@@ -83,6 +84,7 @@ impl Agent {
                 mark(outcomes, todo, Outcome::Busy);
                 return false;
             };
+            todo = leave_out_pipes(&tables, step.pages(), todo, outcomes);
             for (first, pages) in registered_parts(&tables, step.pages(), todo) {
                 if last && populate_write(pages).is_err() {
                     continue;
@@ -230,6 +232,18 @@ pub(super) fn registered_parts(
         }
     }
     parts.into_iter().flatten()
+}
+
+/// Which of the wanted pages are not in a pipe; the others count as pinned.
+pub(super) fn leave_out_pipes(
+    tables: &Tables,
+    step: PageRun,
+    wanted: u64,
+    outcomes: &mut [Outcome],
+) -> u64 {
+    let held = wanted & tables.in_pipes(step);
+    mark(outcomes, held, Outcome::Pinned);
+    wanted & !held
 }
 
 pub(super) fn mark(outcomes: &mut [Outcome], pages: u64, outcome: Outcome) {

@@ -1,7 +1,7 @@
 //! The order to place the zero page under pages that are all zero: no slot, no mapping, no memory.
 
 use super::held::{Gear, Held};
-use super::merge::{mark, registered_parts, with_outcome};
+use super::merge::{leave_out_pipes, mark, registered_parts, with_outcome};
 use super::report::ReportBuffer;
 use super::{Agent, STEP_PAGES, bit_runs, bits, is_zero, steps};
 use crate::space::states::{Flags, IN_FILE, PageState};
@@ -13,6 +13,7 @@ use ksm_engine::page::PageRun;
 impl Agent {
     pub(super) fn zero(&mut self, runs: &[PageRun], out: &mut ReportBuffer) {
         self.headroom.refresh();
+        self.space.forget_emptied_pipes(self.app);
         let mut busy = false;
         for step in runs.iter().copied().flat_map(steps) {
             let mut outcomes = [Outcome::Unsuitable; STEP_PAGES];
@@ -34,6 +35,7 @@ impl Agent {
                 mark(outcomes, todo, Outcome::Busy);
                 return false;
             };
+            todo = leave_out_pipes(&tables, step, todo, outcomes);
             for (first, pages) in registered_parts(&tables, step, todo) {
                 if last && populate_write(pages).is_err() {
                     continue;

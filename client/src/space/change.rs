@@ -8,6 +8,7 @@ use super::restore::{RestoreError, Restorer};
 use super::states::{Flags, IN_FILE};
 use super::treatment::Treatment;
 use super::{RegisterError, Space, Tables};
+use crate::pipe_ends::PipeId;
 use crate::sys::guarded::Guard;
 use crate::sys::pagemap::Pagemap;
 use crate::sys::uffd::Userfaults;
@@ -84,6 +85,7 @@ impl Change<'_> {
         self.tables.remove_region(run);
         self.tables.forget_mappings(run);
         self.tables.forget_treatment(run);
+        self.tables.pipes.forget(run);
     }
 
     /// The app has told the kernel how to treat the pages. See [`Treatment`].
@@ -111,6 +113,7 @@ impl Change<'_> {
             rest = PageRun::between(in_file.end(), from.end());
         }
         self.tables.move_treatment(from, to);
+        self.tables.pipes.moved(from, to);
     }
 
     /// Registers pages. See [`Space::register`].
@@ -146,6 +149,27 @@ impl Change<'_> {
     /// Of `mmap`.
     pub fn leave_files(&mut self, run: PageRun) -> Result<(), Errno> {
         leave_files(&mut self.tables, run)
+    }
+
+    /// A call begins that puts pages into a pipe. To be followed by [`Self::end_splice`] when it has returned.
+    pub fn begin_splice(&mut self) {
+        self.tables.count_splice(true);
+    }
+
+    /// It puts these pages into this pipe: until that has been emptied they do not merge. False if there is no room for a
+    /// note.
+    pub fn note_splice(&mut self, run: PageRun, pipe: PipeId) -> bool {
+        self.tables.note_splice(run, pipe)
+    }
+
+    /// Such a call has returned.
+    pub fn end_splice(&mut self) {
+        self.tables.count_splice(false);
+    }
+
+    /// Pages may be in a pipe, and nobody knows which: from now on none of this process merges.
+    pub fn lose_splices(&mut self) {
+        self.tables.lose_splices();
     }
 
     /// Whether this change is the first one that the daemon has yet to be told of.

@@ -106,6 +106,17 @@ impl Host {
         self.unmap(pid, run);
     }
 
+    /// `vmsplice` of pages into a pipe: nobody can move them.
+    pub fn splice(&mut self, pid: Pid, run: PageRun) {
+        let at = self.place(pid);
+        (run.start..run.end()).for_each(|page| self.world.pin(at, page));
+    }
+
+    /// The pipe is read.
+    pub fn drain(&mut self, pid: Pid, _run: PageRun) {
+        self.model(pid).unpin();
+    }
+
     /// The process forks, and the child's agent connects.
     pub fn fork(&mut self, pid: Pid) -> Pid {
         let at = self.place(pid);

@@ -278,3 +278,28 @@ fn m01_a_mixture() {
         ",
     );
 }
+
+/// One page that cannot be moved keeps its equals from merging for as long as it is first.
+#[test]
+fn t20_a_page_in_a_pipe_among_equal_ones() {
+    let mut host = Host::new(&[]);
+    let a = host.process_of(4, 7);
+    host.splice(a, pages(0, 0..1));
+    host.start();
+    host.steps(3);
+    host.drain(a, pages(0, 0..1));
+    host.record("unpinned");
+    host.steps(3);
+    host.expect(
+        "
+        scan                        1    0    0    0    4    0    0    0     4    0     -256
+        scan                        2    0    0    1    3    0    0    0     8    0     -256
+        scan                        3    0    0    1    3    0    0    0    12    0     -256
+        scan                        4    0    0    1    3    0    0    0    16    0     -256
+        unpinned                    4    0    0    1    3    0    0    0    16    0     -256
+        scan                        5    0    0    0    4    0    0    0    16    4     -256
+        scan                        6    1    3    0    0    0    0    0    20    4    12032
+        scan                        7    1    3    0    0    0    0    0    24    4    12032
+        ",
+    );
+}

@@ -5,33 +5,6 @@ use crate::scenario::pages;
 use ksm_engine::knobs::KsmFile;
 use std::time::Duration;
 
-/// No driver is here that pins a page, holds it and says when. One page that cannot be moved keeps its equals from merging for as long as it is first.
-#[test]
-fn t20_a_pinned_page_among_equal_ones() {
-    let mut host = Host::new(&[]);
-    let a = host.process_of(4, 7);
-    let pid = host.model(a).pid();
-    let at = host.world.find(pid).expect("it lives");
-    host.world.pin(at, pages(0, 0..1).start);
-    host.start();
-    host.steps(3);
-    host.model(a).unpin();
-    host.record("unpinned");
-    host.steps(3);
-    host.expect(
-        "
-        scan                        1    0    0    0    4    0    0    0     4    0     -256
-        scan                        2    0    0    1    3    0    0    0     8    0     -256
-        scan                        3    0    0    1    3    0    0    0    12    0     -256
-        scan                        4    0    0    1    3    0    0    0    16    0     -256
-        unpinned                    4    0    0    1    3    0    0    0    16    0     -256
-        scan                        5    0    0    0    4    0    0    0    16    4     -256
-        scan                        6    1    3    0    0    0    0    0    20    4    12032
-        scan                        7    1    3    0    0    0    0    0    24    4    12032
-        ",
-    );
-}
-
 /// No agent merges private mappings of files yet. Of a private mapping of a file, the pages that were written count, and those of the page cache do not.
 #[test]
 fn f01_half_of_a_mapping_is_written() {

@@ -108,6 +108,16 @@ impl Host {
         self.puppet(pid).map_anew(run);
     }
 
+    /// `vmsplice` of pages into a pipe.
+    pub fn splice(&mut self, pid: Pid, run: PageRun) {
+        self.puppet(pid).splice(run);
+    }
+
+    /// The pipe is read.
+    pub fn drain(&mut self, pid: Pid, run: PageRun) {
+        self.puppet(pid).drain(run);
+    }
+
     /// The process forks.
     pub fn fork(&mut self, pid: Pid) -> Pid {
         let parent = self.processes[pid.0].as_mut().expect("the process lives");

@@ -14,6 +14,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -81,6 +82,29 @@ static int figures(void) {
     return 0;
 }
 
+/* One pipe, for pages to be put into. */
+static int reader, writer;
+
+static int splice_pages(void *at, size_t bytes) {
+    struct iovec vector = {at, bytes};
+    int ends[2];
+    if (!writer) {
+        if (pipe2(ends, O_CLOEXEC) != 0)
+            return -1;
+        reader = ends[0];
+        writer = ends[1];
+    }
+    return vmsplice(writer, &vector, 1, 0) == (ssize_t)bytes ? 0 : -1;
+}
+
+static int drain(size_t bytes) {
+    static char into[PAGE];
+    for (; bytes > 0; bytes -= PAGE)
+        if (read(reader, into, PAGE) != PAGE)
+            return -1;
+    return 0;
+}
+
 static int forked(void) {
     fflush(NULL);
     pid_t child = fork();
@@ -116,6 +140,10 @@ static int obey(const char *order) {
         return munmap(at, bytes);
     if (!strcmp(verb, "move"))
         return mremap(at, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)(first * PAGE)) == MAP_FAILED ? -1 : 0;
+    if (!strcmp(verb, "splice"))
+        return splice_pages(at, bytes);
+    if (!strcmp(verb, "drain"))
+        return drain(bytes);
     if (!strcmp(verb, "figures"))
         return figures();
     if (!strcmp(verb, "fork"))

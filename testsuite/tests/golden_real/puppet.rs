@@ -168,6 +168,16 @@ impl Puppet {
         }
     }
 
+    /// Puts pages into a pipe of its own.
+    pub fn splice(&mut self, run: PageRun) {
+        self.ask("splice", run, 0);
+    }
+
+    /// Reads them from it.
+    pub fn drain(&mut self, run: PageRun) {
+        self.ask("drain", run, 0);
+    }
+
     pub fn fork(&mut self, stage: &Stage) -> Self {
         self.ask("fork", PageRun::between(0, 0), 0);
         Self {

@@ -10,10 +10,10 @@ mod indirect;
 pub(super) mod maps;
 mod processes;
 
-use super::call::{call, number, wide};
+use super::call::{call, number, set_errno, wide};
 use crate::userfaults;
 use ksm_client::space::Space;
-use std::ffi::c_int;
+use std::ffi::{c_int, c_uint, c_void};
 
 /// `prctl(2)`.
 ///
@@ -39,6 +39,26 @@ pub unsafe extern "C" fn ioctl(fd: c_int, request: usize, argument: usize) -> c_
         return number(userfaults::register(fd, argument, start, len));
     }
     number(call(libc::SYS_ioctl, [wide(fd), request, argument]))
+}
+
+/// `vmsplice(2)`.
+///
+/// # Safety
+/// That of the call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vmsplice(
+    fd: c_int,
+    vectors: *const c_void,
+    count: usize,
+    flags: c_uint,
+) -> isize {
+    match crate::pipes::vmsplice(fd, vectors.expose_provenance(), count, flags as usize) {
+        Ok(bytes) => bytes.cast_signed(),
+        Err(errno) => {
+            set_errno(errno);
+            -1
+        }
+    }
 }
 
 extern "C" fn begin() {

@@ -7,6 +7,7 @@ use crate::advice;
 use crate::maps;
 use crate::mode;
 use crate::moving;
+use crate::pipes;
 use crate::sandbox;
 use crate::sys::call::{Answer, call, set_errno};
 use rustix::io::Errno;
@@ -37,6 +38,7 @@ const fn ours() -> [u64; WORDS] {
         libc::SYS_munlockall,
         libc::SYS_prctl,
         libc::SYS_seccomp,
+        libc::SYS_vmsplice,
     ];
     let mut bits = [0; WORDS];
     let mut i = 0;
@@ -121,6 +123,7 @@ fn answer(number: c_long, [a, b, c, d, e, f]: [usize; 6]) -> Answer {
         libc::SYS_munmap => maps::munmap(a, b),
         libc::SYS_mremap => moving::mremap(a, b, c, d, e),
         libc::SYS_madvise => advice::madvise(a, b, int(c)),
+        libc::SYS_vmsplice => pipes::vmsplice(int(a), b, c, d),
         libc::SYS_prctl => mode::prctl(int(a), [b, c, d, e]),
         libc::SYS_seccomp => {
             let make = || call(number, [a, b, c]);
