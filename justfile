@@ -15,7 +15,7 @@ demo:
 
 # Ours against the kernel's KSM, side by side.
 bench:
-    cargo bench -p testsuite
+    cargo bench -p testsuite --bench against_kernel
 
 # Everything that the automatic check of a change does.
 ci:

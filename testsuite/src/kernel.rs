@@ -2,7 +2,9 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 
 const DIRECTORY: &str = "/sys/kernel/mm/ksm";
 
@@ -23,11 +25,25 @@ const KNOBS: [&str; 13] = [
     "run",
 ];
 
-/// The kernel's KSM with all pages unmerged, for one user at a time. Dropping it restores all knobs.
+/// Ends when its standard input does, that is when nobody holds the other end of the pipe any more; then writes each
+/// value to its file.
+const GUARDIAN: &str = r#"
+trap '' INT TERM HUP QUIT
+while read -r _; do :; done
+cd "$0" || exit
+failed=0
+while [ $# -gt 1 ]; do
+    echo "$2" >"$1" || failed=1
+    shift 2
+done
+exit $failed
+"#;
+
+/// The kernel's KSM with all pages unmerged, for one user at a time. Dropping it restores all knobs, and so does the
+/// end of this process, however it comes.
 #[derive(Debug)]
 pub struct KernelKsm {
-    before: Vec<(&'static str, String)>,
-    _lock: File,
+    guardian: Child,
 }
 
 impl KernelKsm {
@@ -44,18 +60,20 @@ impl KernelKsm {
     pub fn take() -> io::Result<Self> {
         let lock = File::create(std::env::temp_dir().join("kernel-ksm.lock"))?;
         rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)?;
-        let mut before = Vec::new();
-        for knob in KNOBS {
-            let text = std::fs::read_to_string(Path::new(DIRECTORY).join(knob))?;
-            before.push((knob, chosen(&text).to_owned()));
-        }
-        let taken = Self {
-            before,
-            _lock: lock,
-        };
+        let guardian = guardian(lock, restoring(&knobs()?))?;
+        let taken = Self { guardian };
         taken.write("run", "2")?;
         taken.write("run", "0")?;
+        taken.write("advisor_mode", "none")?;
         Ok(taken)
+    }
+
+    /// The knobs and their values now.
+    ///
+    /// # Errors
+    /// When there is no KSM.
+    pub fn knobs() -> io::Result<Vec<(&'static str, String)>> {
+        knobs()
     }
 
     /// Writes a knob.
@@ -73,6 +91,49 @@ impl KernelKsm {
     }
 }
 
+/// Older kernels, and those without NUMA, lack some.
+fn knobs() -> io::Result<Vec<(&'static str, String)>> {
+    let mut knobs = Vec::new();
+    for knob in KNOBS {
+        match std::fs::read_to_string(Path::new(DIRECTORY).join(knob)) {
+            Ok(text) => knobs.push((knob, chosen(&text).to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && knob != "run" => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(knobs)
+}
+
+/// What has to be written, in order, for the knobs to be as they were.
+fn restoring(before: &[(&'static str, String)]) -> Vec<(&'static str, String)> {
+    let has_advisor = |(knob, value): &(&str, String)| *knob == "advisor_mode" && value != "none";
+    let advised = before.iter().any(has_advisor);
+    let mut writes = vec![("run", "2".to_owned()), ("run", "0".to_owned())];
+    // pages_to_scan is the advisor's while it is on.
+    writes.extend(
+        before
+            .iter()
+            .filter(|(knob, _)| !(advised && *knob == "pages_to_scan"))
+            .cloned(),
+    );
+    writes
+}
+
+/// The process that restores. It holds the lock until it has, and no signal from a terminal reaches it.
+fn guardian(lock: File, writes: Vec<(&'static str, String)>) -> io::Result<Child> {
+    Command::new("/bin/sh")
+        .args(["-c", GUARDIAN, DIRECTORY])
+        .args(
+            writes
+                .into_iter()
+                .flat_map(|(knob, value)| [knob.to_owned(), value]),
+        )
+        .stdin(Stdio::piped())
+        .stdout(lock)
+        .process_group(0)
+        .spawn()
+}
+
 /// `none [scan-time]` means that `scan-time` is chosen.
 fn chosen(text: &str) -> &str {
     text.split_once('[')
@@ -82,16 +143,10 @@ fn chosen(text: &str) -> &str {
 
 impl Drop for KernelKsm {
     fn drop(&mut self) {
-        for (knob, value) in [("run", "2"), ("run", "0"), ("advisor_mode", "none")] {
-            let _ = self.write(knob, value);
-        }
-        for (knob, value) in &self.before {
-            // pages_to_scan is the advisor's while it is on.
-            if let Err(error) = self.write(knob, value)
-                && *knob != "pages_to_scan"
-            {
-                eprintln!("restoring {knob} to {value}: {error}");
-            }
+        drop(self.guardian.stdin.take());
+        match self.guardian.wait() {
+            Ok(status) if status.success() => {}
+            other => eprintln!("the kernel's KSM is not as it was before: {other:?}"),
         }
     }
 }
@@ -104,5 +159,22 @@ mod tests {
     fn the_chosen_mode_is_found() {
         assert_eq!(chosen("none [scan-time]\n"), "scan-time");
         assert_eq!(chosen("100\n"), "100");
+    }
+
+    #[test]
+    fn the_advisors_own_knob_is_left_to_it() {
+        let knobs = |mode: &str| {
+            vec![
+                ("advisor_mode", mode.to_owned()),
+                ("pages_to_scan", "7".to_owned()),
+            ]
+        };
+        let restores = |mode| {
+            restoring(&knobs(mode))
+                .iter()
+                .any(|(knob, _)| *knob == "pages_to_scan")
+        };
+        assert!(restores("none"));
+        assert!(!restores("scan-time"));
     }
 }

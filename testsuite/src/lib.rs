@@ -2,7 +2,7 @@
 //!
 //! [`daemon`] and [`worker`] are the processes that tests play with, [`content`] what workers fill pages with,
 //! [`wait`] how tests wait, [`programs`] real programs, [`kernel`] the kernel's own KSM, [`cgroup`] a memory limit,
-//! [`sim`] the engine alone among model processes.
+//! [`workload`] what the benchmark's processes hold, [`sim`] the engine alone among model processes.
 #![deny(unsafe_code)]
 
 pub mod cgroup;
@@ -14,3 +14,4 @@ pub mod sim;
 pub mod sys;
 pub mod wait;
 pub mod worker;
+pub mod workload;

@@ -43,20 +43,31 @@ impl Worker {
     /// When it cannot be started.
     #[must_use]
     pub fn start(kit: &str, socket: &Path, uid: u32, pages: usize) -> Self {
-        let mut child = Command::new(kit)
+        let mut command = Command::new(kit);
+        command
             .arg("worker")
             .arg(socket)
             .arg(uid.to_string())
-            .arg(pages.to_string())
+            .arg(pages.to_string());
+        let mut worker = Self::spawn(command);
+        worker.answer("start");
+        worker
+    }
+
+    /// Starts a program that answers like a worker; its first answer is still to be heard.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn spawn(mut command: Command) -> Self {
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .expect("the kit runs");
         let to = child.stdin.take().expect("piped above");
         let from = BufReader::new(child.stdout.take().expect("piped above"));
-        let mut worker = Self { child, to, from };
-        worker.answer("start");
-        worker
+        Self { child, to, from }
     }
 
     /// Process id.

@@ -1,7 +1,8 @@
-//! The programs that the tests run as processes of their own: a daemon, and workers that link the client.
+//! The programs that the tests run as processes of their own: a daemon, workers that link the client, and the apps of the
+//! benchmark.
 
+mod app;
 mod attack;
-mod clone;
 mod exhaust;
 mod race;
 mod serve;
@@ -22,15 +23,10 @@ fn main() -> ExitCode {
             };
             work::run(Path::new(socket), uid, pages)
         }
-        ["clone", socket, mib, seed] => {
-            let (Ok(mib), Ok(seed)) = (mib.parse(), seed.parse()) else {
-                return ExitCode::from(2);
-            };
-            clone::run(socket, mib, seed)
-        }
+        ["app", merger, workload, process, pages] => app::run(merger, workload, process, pages),
         _ => {
             eprintln!(
-                "usage: kit daemon MOUNT SOCKET | worker SOCKET UID PAGES | clone SOCKET|kernel MIB SEED"
+                "usage: kit daemon MOUNT SOCKET | worker SOCKET UID PAGES | app SOCKET|kernel|none WORKLOAD PROCESS PAGES"
             );
             ExitCode::from(2)
         }
