@@ -75,7 +75,7 @@ impl PageRun {
 /// No arena has this many slots, whoever made it.
 pub const ARENA_SLOT_LIMIT: u32 = 1 << 24;
 
-/// Content identity of a calm page: the first 16 bytes of a salted SHA-256 (see [`crate::digest`]).
+/// Content identity of a calm page: a salted hash of 128 bits (see [`crate::digest`]).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Digest(pub [u8; 16]);
