@@ -24,7 +24,7 @@ use crate::space::{PATIENCE, Space};
 use crate::sys::maps::Maps;
 use crate::sys::memory::{OwnPages, SharedPages};
 use crate::sys::pagemap::Pagemap;
-use crate::sys::read::{Memory, read_pages};
+use crate::sys::read::{Memory, Reading, read_pages};
 use crate::sys::uffd::Userfaults;
 use headroom::Headroom;
 use held::Quarantine;
@@ -100,6 +100,7 @@ pub struct Agent {
     salt: Salt,
     pagemap: Pagemap,
     memory: Memory,
+    reading: Reading,
     donation: SharedPages,
     buffer: OwnPages,
     quarantine: Quarantine,
@@ -159,6 +160,7 @@ impl Agent {
             salt,
             pagemap,
             memory,
+            reading: Reading::Calls,
             donation,
             buffer,
             quarantine,
@@ -177,6 +179,13 @@ impl Agent {
         }
         agent.warm_up();
         Ok(agent)
+    }
+
+    /// Has it read in another way than by system calls.
+    #[must_use]
+    pub fn reading(mut self, reading: Reading) -> Self {
+        self.reading = reading;
+        self
     }
 
     /// Its memory that others must know of.

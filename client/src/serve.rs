@@ -10,6 +10,8 @@ use crate::link_state::LinkState;
 use crate::presence::Presence;
 use crate::space::notices::Notice;
 use crate::steward::{Backoff, connect};
+use crate::sys::loads;
+use crate::sys::read::Reading;
 use crate::sys::task::{self, HandedOver, TaskDuty};
 use crate::sys::uffd::Userfaults;
 use ksm_engine::digest::Salt;
@@ -60,6 +62,8 @@ struct Calls {
     wake: OwnedFd,
     /// Readable when the steward is no more.
     orphaned: OwnedFd,
+    /// How this task may read.
+    reading: Reading,
 }
 
 impl TaskDuty for Commission<'_> {
@@ -96,12 +100,17 @@ impl Commission<'_> {
         // The steward will say so too, but perhaps not before an app thread wants to wake us.
         let myself = rustix::process::getpid().as_raw_pid().unsigned_abs();
         self.presence.agent.store(myself, Ordering::Release);
-        Ok(Calls { wake, orphaned })
+        let reading = loads::arm().map_or(Reading::Calls, Reading::Loads);
+        Ok(Calls {
+            wake,
+            orphaned,
+            reading,
+        })
     }
 
     fn serve(&mut self, calls: &Calls) -> Result<(), Errno> {
         let mut link = Link::from_socket(self.socket.adopt());
-        let mut agent = self.agent(&self.donation.adopt(), self.salt)?;
+        let mut agent = self.agent(&self.donation.adopt(), self.salt, calls.reading)?;
         loop {
             self.presence.say(LinkState::Connected);
             let ended = self.converse(&link, &mut agent, calls);
@@ -114,11 +123,11 @@ impl Commission<'_> {
             let welcome;
             (link, welcome) = connected;
             drop(agent);
-            agent = self.agent(&welcome.donation, welcome.salt)?;
+            agent = self.agent(&welcome.donation, welcome.salt, calls.reading)?;
         }
     }
 
-    fn agent(&self, donation: &OwnedFd, salt: Salt) -> Result<Agent, Errno> {
+    fn agent(&self, donation: &OwnedFd, salt: Salt, reading: Reading) -> Result<Agent, Errno> {
         let userfaults = self.userfaults.try_clone()?;
         let app = self.presence.app.load(Ordering::Acquire);
         let (space, donation, view) = (
@@ -126,7 +135,10 @@ impl Commission<'_> {
             donation.as_fd(),
             self.view.try_clone()?,
         );
-        Agent::with_view(space, userfaults, app, donation, salt, view).map_err(|error| error.errno)
+        let agent = Agent::with_view(space, userfaults, app, donation, salt, view);
+        agent
+            .map(|agent| agent.reading(reading))
+            .map_err(|error| error.errno)
     }
 
     /// Whether the agent is to end.

@@ -11,6 +11,7 @@ pub mod c_interface;
 pub mod guarded;
 pub mod kcmp;
 pub mod ledger;
+pub mod loads;
 pub mod maps;
 pub mod memory;
 pub mod numa;

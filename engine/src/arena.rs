@@ -9,8 +9,8 @@
 use crate::page::{ArenaId, DomainId, NumaNode, PAGE_SIZE, PageBytes, Slot};
 use crate::store::{ARENA_SLOTS, SlotStore, StoreError};
 use hashbrown::HashMap;
-use memmap2::MmapMut;
-use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags, SealFlags};
+use memmap2::{Advice, MmapMut};
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -67,20 +67,21 @@ impl SlotStore for MemfdStore {
         Ok(())
     }
 
-    fn write(&mut self, slot: Slot, bytes: &PageBytes) -> Result<(), StoreError> {
-        let not_open = StoreError::NotOpen(slot.arena);
+    fn write(&mut self, first: Slot, pages: &[PageBytes]) -> Result<(), StoreError> {
+        let not_open = StoreError::NotOpen(first.arena);
         let filling = self
             .arenas
-            .get_mut(&slot.arena)
+            .get_mut(&first.arena)
             .and_then(|a| a.filling.as_mut());
-        let Some(filling) = filling.filter(|_| slot.index < ARENA_SLOTS) else {
+        let end = first.index as usize + pages.len();
+        let Some(filling) = filling.filter(|_| end <= ARENA_SLOTS as usize) else {
             return Err(not_open);
         };
         filling
-            .write(slot.index, bytes)
+            .write(first.index, pages)
             .map_err(|errno| StoreError::Os {
-                call: "fallocate",
-                arena: slot.arena,
+                call: "madvise",
+                arena: first.arena,
                 errno,
             })
     }
@@ -158,20 +159,20 @@ impl Arena {
 }
 
 impl Filling {
-    fn write(&mut self, index: u32, bytes: &PageBytes) -> Result<(), Errno> {
-        // A store to a page that cannot be allocated is a SIGBUS; fallocate says ENOMEM or ENOSPC instead, and is
-        // allowed under F_SEAL_FUTURE_WRITE because it changes no byte.
-        let page = PAGE_SIZE as u64;
-        rustix::io::retry_on_intr(|| {
-            rustix::fs::fallocate(
-                &self.memfd,
-                FallocateFlags::empty(),
-                slot_offset(index),
-                page,
-            )
-        })?;
-        let start = index as usize * PAGE_SIZE;
-        self.mapping[start..start + PAGE_SIZE].copy_from_slice(bytes);
+    fn write(&mut self, first: u32, pages: &[PageBytes]) -> Result<(), Errno> {
+        let start = first as usize * PAGE_SIZE;
+        let bytes = pages.as_flattened();
+        // A store to a page that cannot be allocated is a SIGBUS; populating fails instead, and takes one call for all.
+        while let Err(error) = self
+            .mapping
+            .advise_range(Advice::PopulateWrite, start, bytes.len())
+        {
+            let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+            if errno != Errno::INTR && errno != Errno::AGAIN {
+                return Err(errno);
+            }
+        }
+        self.mapping[start..start + bytes.len()].copy_from_slice(bytes);
         Ok(())
     }
 }

@@ -30,16 +30,17 @@ mod visits;
 use crate::digest::Salt;
 use crate::knobs::{KsmFile, WriteError};
 use crate::order::{Donation, Order, OrderId, Outcome, ReportRef};
-use crate::page::{ArenaId, Digest, DomainId, MmId, NumaNode, PAGE_SIZE, PageRun};
+use crate::page::{ArenaId, Digest, DomainId, MmId, NumaNode, PAGE_SIZE, PageBytes, PageRun};
 use crate::store::SlotStore;
 use crate::wire::Figures;
 use arenas::Arenas;
+use hashbrown::HashMap;
 use items::ItemRef;
 use mm::{Mm, MmTable, ScanList};
 use outbox::{Outbox, Purpose};
 use scan::Ksmd;
 use stable::{NodeId, StableTrees};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 use unstable::UnstableTrees;
 
@@ -151,6 +152,8 @@ pub struct Engine<S> {
     held: bool,
     steps: VecDeque<visits::Step>,
     plans: BTreeMap<MmId, merge::Plan>,
+    /// Room for the bytes of donated pages.
+    copies: Vec<PageBytes>,
     outbox: Outbox,
     requests: VecDeque<control::Request>,
     next_ticket: u64,
@@ -185,6 +188,7 @@ impl<S: SlotStore> Engine<S> {
             held: false,
             steps: VecDeque::new(),
             plans: BTreeMap::new(),
+            copies: Vec::new(),
             outbox: Outbox::default(),
             requests: VecDeque::new(),
             next_ticket: 0,

@@ -372,9 +372,6 @@ pub enum ReportRef<'a> {
 /// Where the bytes of donated pages are read from. The memory belongs to a peer, who may change it at any time: each
 /// page is copied once, and only the copy is looked at.
 pub trait Donation {
-    /// Copies page `index` of the donation buffer.
-    fn copy_page(&self, index: usize, into: &mut PageBytes);
-
-    /// Everything in the buffer has been copied and no further donation is due: its memory may be given back.
-    fn free(&self) {}
+    /// Copies pages of the donation buffer, from page `first` on.
+    fn copy_pages(&self, first: usize, into: &mut [PageBytes]);
 }

@@ -45,11 +45,11 @@ pub trait SlotStore {
         node: Option<NumaNode>,
     ) -> Result<(), StoreError>;
 
-    /// Writes a slot. Each slot is written once.
+    /// Writes consecutive slots of one arena, from `first` on: all of them, or none. Each slot is written once.
     ///
     /// # Errors
     /// When the arena is not open, or there is no memory.
-    fn write(&mut self, slot: Slot, bytes: &PageBytes) -> Result<(), StoreError>;
+    fn write(&mut self, first: Slot, pages: &[PageBytes]) -> Result<(), StoreError>;
 
     /// Reads a slot that was written.
     ///

@@ -74,6 +74,8 @@ pub struct Daemon {
     readers: Vec<Reader>,
     /// Until when children that are about to join are waited for.
     held_until: Option<Duration>,
+    /// When to look at the donation buffers that are in use, and whose they are.
+    donated: VecDeque<(Duration, u64)>,
     next_ledger: u32,
     /// While set, no connections are taken.
     accept_again: Option<Duration>,
@@ -137,6 +139,7 @@ impl Daemon {
             writers: HashMap::new(),
             readers: Vec::new(),
             held_until: None,
+            donated: VecDeque::new(),
             next_ledger: 1,
             accept_again: None,
         })
@@ -193,6 +196,7 @@ impl Daemon {
             self.engine.advance(self.started.elapsed());
             self.send_orders(&mut buffer);
             self.answer_waiting(&mut buffer);
+            self.free_buffers();
             trimmer.trim(self.engine.full_scans());
         }
     }
@@ -288,6 +292,7 @@ impl Daemon {
             self.engine.wake_at(),
             self.accept_again,
             self.held_until,
+            self.donated.front().map(|(due, _)| *due),
             count,
         ];
         let next = due.into_iter().flatten().min();

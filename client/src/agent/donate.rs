@@ -3,53 +3,119 @@
 use super::report::ReportBuffer;
 use super::{Agent, STEP_PAGES, bits, steps};
 use crate::agent::merge::{mark, registered_parts};
-use crate::space::PATIENCE;
-use crate::sys::read::read_pages_into_shared;
+use crate::space::{PATIENCE, Tables};
 use ksm_engine::order::Outcome;
 use ksm_engine::page::PageRun;
 
-impl Agent {
-    pub(super) fn donate(&mut self, runs: &[PageRun], out: &mut ReportBuffer) {
-        let mut place = 0;
-        let mut busy = false;
-        for step in runs.iter().copied().flat_map(steps) {
-            let mut outcomes = [Outcome::Unsuitable; STEP_PAGES];
-            let count = usize::try_from(step.len).unwrap_or(0);
-            if busy {
-                outcomes = [Outcome::Busy; STEP_PAGES];
-            } else {
-                busy = !self.donate_step(step, place, &mut outcomes);
-            }
-            out.outcomes(step, &outcomes);
-            place += count;
+/// Pieces of an order that are read at one time, at most [`STEP_PAGES`] pages of them.
+struct Batch {
+    pieces: [PageRun; STEP_PAGES],
+    count: usize,
+    pages: usize,
+    /// Where the first page goes.
+    place: usize,
+}
+
+impl Batch {
+    fn at(place: usize) -> Self {
+        Self {
+            pieces: [PageRun { start: 0, len: 0 }; STEP_PAGES],
+            count: 0,
+            pages: 0,
+            place,
         }
     }
 
-    /// False if the app is in the way.
-    fn donate_step(
-        &mut self,
-        step: PageRun,
-        place: usize,
-        outcomes: &mut [Outcome; STEP_PAGES],
-    ) -> bool {
-        let Some(tables) = self.space.step(PATIENCE) else {
-            *outcomes = [Outcome::Busy; STEP_PAGES];
+    /// False if it is too full for the piece.
+    fn add(&mut self, piece: PageRun) -> bool {
+        let pages = self.pages + usize::try_from(piece.len).unwrap_or(STEP_PAGES + 1);
+        if pages > STEP_PAGES {
             return false;
-        };
-        for (first, pages) in registered_parts(&tables, step, bits(0, STEP_PAGES)) {
-            let len = usize::try_from(pages.run().len).unwrap_or(0);
-            let mut done = 0;
-            while done < len {
-                let rest = pages.part(done as u64, (len - done) as u64).run();
-                let got = read_pages_into_shared(rest, &self.donation, place + first + done);
-                mark(outcomes, bits(first + done, got), Outcome::Done);
-                done += got;
-                if done < len {
-                    mark(outcomes, bits(first + done, 1), Outcome::Gone);
-                    done += 1;
-                }
-            }
+        }
+        if let Some(free) = self.pieces.get_mut(self.count) {
+            *free = piece;
+            self.count += 1;
+            self.pages = pages;
         }
         true
+    }
+
+    fn pieces(&self) -> &[PageRun] {
+        self.pieces.get(..self.count).unwrap_or(&[])
+    }
+}
+
+impl Agent {
+    pub(super) fn donate(&mut self, runs: &[PageRun], out: &mut ReportBuffer) {
+        let mut busy = false;
+        let mut batch = Batch::at(0);
+        for piece in runs.iter().copied().flat_map(steps) {
+            if !batch.add(piece) {
+                busy = self.donate_batch(&batch, busy, out);
+                batch = Batch::at(batch.place + batch.pages);
+                batch.add(piece);
+            }
+        }
+        self.donate_batch(&batch, busy, out);
+    }
+
+    /// Whether the app is in the way, now or already before.
+    fn donate_batch(&mut self, batch: &Batch, busy: bool, out: &mut ReportBuffer) -> bool {
+        let mut outcomes = [Outcome::Busy; STEP_PAGES];
+        let tables = (!busy).then(|| self.space.step(PATIENCE)).flatten();
+        if let Some(tables) = &tables {
+            let whole = |piece: &PageRun| {
+                let found = tables.registered(*piece);
+                found.is_some_and(|pages| pages.run() == *piece)
+            };
+            let got = match batch.pieces().iter().all(whole) {
+                true => self
+                    .reading
+                    .read_into_shared(batch.pieces(), &self.donation, batch.place),
+                false => 0,
+            };
+            if got == batch.pages {
+                outcomes = [Outcome::Done; STEP_PAGES];
+            } else {
+                self.donate_piecemeal(tables, batch, &mut outcomes);
+            }
+        }
+        let mut first = 0;
+        for piece in batch.pieces() {
+            let len = usize::try_from(piece.len).unwrap_or(0);
+            out.outcomes(*piece, outcomes.get(first..first + len).unwrap_or(&[]));
+            first += len;
+        }
+        tables.is_none()
+    }
+
+    fn donate_piecemeal(
+        &self,
+        tables: &Tables,
+        batch: &Batch,
+        outcomes: &mut [Outcome; STEP_PAGES],
+    ) {
+        *outcomes = [Outcome::Unsuitable; STEP_PAGES];
+        let mut piece_at = 0;
+        for piece in batch.pieces() {
+            for (first, pages) in registered_parts(tables, *piece, bits(0, STEP_PAGES)) {
+                let at = piece_at + first;
+                let len = usize::try_from(pages.run().len).unwrap_or(0);
+                let mut done = 0;
+                while done < len {
+                    let rest = pages.part(done as u64, (len - done) as u64).run();
+                    let place = batch.place + at + done;
+                    let reading = self.reading;
+                    let got = reading.read_into_shared(&[rest], &self.donation, place);
+                    mark(outcomes, bits(at + done, got), Outcome::Done);
+                    done += got;
+                    if done < len {
+                        mark(outcomes, bits(at + done, 1), Outcome::Gone);
+                        done += 1;
+                    }
+                }
+            }
+            piece_at += usize::try_from(piece.len).unwrap_or(0);
+        }
     }
 }

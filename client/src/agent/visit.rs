@@ -11,7 +11,7 @@ use crate::sys::maps::Maps;
 use crate::sys::memory::OwnPages;
 use crate::sys::numa::nodes_of;
 use crate::sys::pagemap::{Found, PageIs, Pagemap};
-use crate::sys::read::{Memory, READ_RUNS, read_pages};
+use crate::sys::read::{Memory, READ_RUNS, Reading};
 use ksm_engine::digest::Salt;
 use ksm_engine::order::VisitState;
 use ksm_engine::page::{NumaNode, PageBytes, PageRun, Slot};
@@ -39,6 +39,7 @@ impl Agent {
     ) -> u64 {
         let mut visitor = Visitor {
             salt: self.salt,
+            reading: self.reading,
             app: self.app,
             maps: self.headroom.maps(),
             skip,
@@ -85,6 +86,7 @@ impl Agent {
 
 struct Visitor<'a> {
     salt: Salt,
+    reading: Reading,
     app: u32,
     maps: &'a Maps,
     skip: &'a [PageRun],
@@ -198,8 +200,10 @@ impl Visitor<'_> {
                 .get_mut(done..done + len)
                 .unwrap_or(&mut []);
             let got = match self.relatives {
-                Some((_, memory)) if shared => memory.read(runs, into),
-                _ => read_pages(runs, into),
+                Some((_, memory)) if shared && matches!(self.reading, Reading::Calls) => {
+                    memory.read(runs, into)
+                }
+                _ => self.reading.read(runs, into),
             };
             done += got;
             if got < len {

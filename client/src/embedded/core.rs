@@ -129,8 +129,9 @@ impl Drop for Core {
 struct Donated(OwnedFd);
 
 impl Donation for Donated {
-    fn copy_page(&self, index: usize, into: &mut PageBytes) {
-        let read = rustix::io::pread(&self.0, &mut into[..], (index * PAGE_SIZE) as u64);
-        debug_assert_eq!(read, Ok(PAGE_SIZE));
+    fn copy_pages(&self, first: usize, into: &mut [PageBytes]) {
+        let into = into.as_flattened_mut();
+        let read = rustix::io::pread(&self.0, &mut into[..], (first * PAGE_SIZE) as u64);
+        debug_assert_eq!(read, Ok(into.len()));
     }
 }

@@ -1,8 +1,10 @@
-//! Reading the app's pages as the kernel reads them for a system call.
+//! Reading the app's pages, whatever it does with them meanwhile.
 //!
-//! `process_vm_readv` on oneself: a page that the app unmaps meanwhile is an error and not a SIGSEGV, and a page that it
-//! writes meanwhile is a torn copy and not undefined behaviour.
+//! As the kernel reads them for a system call (`process_vm_readv` on oneself: a page that the app unmaps meanwhile is an error and
+//! not a SIGSEGV, and a page that it writes meanwhile is a torn copy and not undefined behaviour), or by [loads](super::loads)
+//! with the same outcome.
 
+use super::loads::{Armed, copy_bytes};
 use super::memory::{SharedPages, address_of, length_of};
 use ksm_engine::page::{PAGE_SIZE, PageBytes, PageRun};
 use rustix::fs::{Mode, OFlags};
@@ -14,8 +16,52 @@ use std::os::fd::OwnedFd;
 /// Runs that one call reads at most.
 pub const READ_RUNS: usize = 64;
 
-/// Copies the pages of `runs` one after another into `into`; returns how many whole pages it got before the first one
-/// that could not be read (all of them if there was none).
+/// How an agent reads.
+#[derive(Clone, Copy, Debug)]
+pub enum Reading {
+    /// By system calls.
+    Calls,
+    /// By loads, in a task that survives their faults.
+    Loads(Armed),
+}
+
+impl Reading {
+    /// Copies the pages of `runs` one after another into `into`; returns how many whole pages it got before the first one
+    /// that could not be read (all of them if there was none).
+    pub fn read(self, runs: &[PageRun], into: &mut [PageBytes]) -> usize {
+        let length = size_of_val(into);
+        self.copy(runs, into.as_mut_ptr().cast(), length)
+    }
+
+    /// The same, into a shared mapping from page `index` on.
+    pub fn read_into_shared(self, runs: &[PageRun], into: &SharedPages, index: usize) -> usize {
+        let target = into.run();
+        let wanted: u64 = runs.iter().take(READ_RUNS).map(|run| run.len).sum();
+        let room = target.len.saturating_sub(index as u64).min(wanted);
+        let start = target.start + index as u64;
+        let local = std::ptr::with_exposed_provenance_mut(address_of(start));
+        self.copy(runs, local, length_of(room))
+    }
+
+    fn copy(self, runs: &[PageRun], local: *mut c_void, length: usize) -> usize {
+        let Self::Loads(armed) = self else {
+            return read(runs, local, length);
+        };
+        let mut done = 0;
+        for run in runs.iter().take(READ_RUNS) {
+            let wanted = length_of(run.len).min(length - done);
+            let to = local.cast::<u8>().wrapping_add(done);
+            let got = copy_bytes(armed, address_of(run.start), to, wanted);
+            done += got;
+            if got < wanted {
+                break;
+            }
+        }
+        done / PAGE_SIZE
+    }
+}
+
+/// Copies the pages of `runs` by system calls, as [`Reading::read`] does.
 pub fn read_pages(runs: &[PageRun], into: &mut [PageBytes]) -> usize {
     let length = size_of_val(into);
     read(runs, into.as_mut_ptr().cast(), length)
@@ -65,15 +111,6 @@ impl Memory {
         }
         done
     }
-}
-
-/// The same, into a shared mapping from page `index` on.
-pub fn read_pages_into_shared(run: PageRun, into: &SharedPages, index: usize) -> usize {
-    let target = into.run();
-    let room = target.len.saturating_sub(index as u64);
-    let start = target.start + index as u64;
-    let local = std::ptr::with_exposed_provenance_mut(address_of(start));
-    read(&[run], local, length_of(room))
 }
 
 fn read(runs: &[PageRun], local: *mut c_void, length: usize) -> usize {

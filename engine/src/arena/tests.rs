@@ -20,7 +20,7 @@ fn filled_store(slots: u32) -> MemfdStore {
     store.create(ARENA, DomainId(0), None).unwrap();
     for index in 0..slots {
         store
-            .write(slot(index), &[pattern(index); PAGE_SIZE])
+            .write(slot(index), &[[pattern(index); PAGE_SIZE]])
             .unwrap();
     }
     store
@@ -102,7 +102,7 @@ fn an_arena_being_filled_cannot_be_written_through_its_descriptor() {
     let mut store = filled_store(10);
     assert_no_way_to_write(&store, 10);
     // The store itself goes on.
-    store.write(slot(10), &[pattern(10); PAGE_SIZE]).unwrap();
+    store.write(slot(10), &[[pattern(10); PAGE_SIZE]]).unwrap();
     assert_bytes(&store, 11);
 }
 
@@ -111,7 +111,7 @@ fn a_finished_arena_cannot_be_written_by_anybody() {
     let mut store = filled_store(10);
     store.finish(ARENA);
     assert_no_way_to_write(&store, 10);
-    let refused = store.write(slot(10), &[1; PAGE_SIZE]);
+    let refused = store.write(slot(10), &[[1; PAGE_SIZE]]);
     assert!(matches!(refused, Err(StoreError::NotOpen(ARENA))));
     let seals = rustix::fs::fcntl_get_seals(store.descriptor(ARENA).unwrap()).unwrap();
     let wanted = SealFlags::GROW | SealFlags::SHRINK | SealFlags::WRITE | SealFlags::SEAL;
@@ -192,7 +192,7 @@ fn slots_lie_on_the_node_that_was_asked_for() {
         let wanted = Some(NumaNode(node));
         store.create(ARENA, DomainId(0), wanted).unwrap();
         for index in 0..3 {
-            store.write(slot(index), &[1; PAGE_SIZE]).unwrap();
+            store.write(slot(index), &[[1; PAGE_SIZE]]).unwrap();
         }
         let mapping = sys::map_shared_read_only(store.descriptor(ARENA).unwrap(), ARENA_LEN);
         let mapping = mapping.unwrap();
@@ -206,13 +206,13 @@ fn slots_lie_on_the_node_that_was_asked_for() {
     let mut store = MemfdStore::new();
     let nowhere = Some(NumaNode(1023));
     store.create(ARENA, DomainId(0), nowhere).unwrap();
-    store.write(slot(0), &[1; PAGE_SIZE]).unwrap();
+    store.write(slot(0), &[[1; PAGE_SIZE]]).unwrap();
 }
 
 #[test]
 fn slots_outside_the_arena_are_refused() {
     let mut store = filled_store(1);
-    let outside = store.write(slot(ARENA_SLOTS), &[1; PAGE_SIZE]);
+    let outside = store.write(slot(ARENA_SLOTS), &[[1; PAGE_SIZE]]);
     assert!(matches!(outside, Err(StoreError::NotOpen(ARENA))));
     let mut page = [0; PAGE_SIZE];
     assert!(store.read(slot(ARENA_SLOTS), &mut page).is_err());

@@ -43,6 +43,12 @@ impl Arenas {
         Some(Slot { arena, index })
     }
 
+    /// How many more slots the open arena has.
+    pub(crate) fn room(&self, numa: Option<NumaNode>) -> usize {
+        let open = self.open.get(&numa).and_then(|id| self.arenas.get(id));
+        open.map_or(0, |arena| arena.slots as usize - arena.nodes.len())
+    }
+
     /// Adds an empty arena and opens it for pages of `numa`, for which none may be open.
     pub(crate) fn add(&mut self, id: ArenaId, slots: u32, numa: Option<NumaNode>) {
         let arena = Arena {

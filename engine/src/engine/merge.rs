@@ -4,10 +4,11 @@
 //! the right number of sharers; if the agent then reports that the page could not be mapped, the item is detached
 //! again.
 //!
-//! Two equal pages *found* a node in three steps. The page visited last donates its bytes, which the engine copies to
-//! a fresh slot and hashes itself. Then the partner that waited in the unstable tree is mapped, and only when that
-//! worked the donor and all pages that joined meanwhile: a partner that cannot be moved (pinned, say) keeps its equals
-//! from merging, as in the kernel, instead of leaving a merged page with a single sharer.
+//! Two equal pages *found* a node in three steps. The partner that waited in the unstable tree donates its bytes, which the
+//! engine copies to a fresh slot and hashes itself: its agent has nothing else to do while the other one still visits. Then
+//! the partner is mapped, and only when that worked the page visited last and all pages that joined meanwhile: a partner
+//! that cannot be moved (pinned, say) keeps its equals from merging, as in the kernel, instead of leaving a merged page with
+//! a single sharer.
 
 use super::items::{ItemRef, State};
 use super::stable::NodeId;
@@ -15,17 +16,20 @@ use super::{Engine, Purpose, ReportError};
 use crate::order::{
     DONATION_PAGES, Donation, MAP_PAGES, MAX_RUNS, MapRun, Order, Outcome, OutcomeRun,
 };
-use crate::page::{ArenaId, DomainId, MmId, PAGE_SIZE, PageRun, Slot};
+use crate::page::{ArenaId, DomainId, MmId, PAGE_SIZE, PageBytes, PageRun, Slot};
 use crate::store::SlotStore;
 use smallvec::{SmallVec, smallvec};
 use std::collections::BTreeMap;
 
+/// Donated pages that are copied before they are looked at: few enough to stay in the processor's cache meanwhile.
+const COPIED_AT_ONCE: usize = 32;
+
 /// A merged page in the making.
 #[derive(Debug)]
 pub(crate) struct Founding {
-    /// The page that waited in the unstable tree.
+    /// The page that waited in the unstable tree; it gives its bytes.
     partner: ItemRef,
-    /// The page that gives its bytes, and those that joined since.
+    /// The page that met it, and those that joined since.
     waiting: SmallVec<[ItemRef; 1]>,
 }
 
@@ -84,7 +88,8 @@ impl<S: SlotStore> Engine<S> {
         );
         self.attach(partner, node);
         self.attach(item, node);
-        self.plan(item.mm()).donate.push((item.page(), node));
+        let donations = &mut self.plan(partner.mm()).donate;
+        donations.push((partner.page(), node));
     }
 
     fn plan(&mut self, mm: MmId) -> &mut Plan {
@@ -235,32 +240,18 @@ impl<S: SlotStore> Engine<S> {
         let Some(domain_id) = self.mms.get(id).map(|mm| mm.domain) else {
             return Ok(());
         };
-        let mut bytes = [0; PAGE_SIZE];
-        for (index, (node, outcome)) in nodes.iter().zip(each).enumerate() {
-            let outcome = Outcome::from_number(outcome).unwrap_or(Outcome::Failed);
-            if outcome != Outcome::Done {
-                self.give_up(id, *node, outcome);
-                continue;
-            }
-            donation.copy_page(index, &mut bytes);
-            let domain = self.domain_of(id);
-            if domain.salt.digest(&bytes) != domain.stable.node(*node).digest {
-                self.give_up(id, *node, Outcome::Changed);
-                continue;
-            }
-            let Some(partner) = self.partner_in_place(id, *node) else {
-                self.give_up(id, *node, Outcome::Gone);
-                continue;
-            };
-            match self.fill_slot(domain_id, *node, &bytes) {
-                Some(slot) => self.plan_map(partner, slot),
-                None => self.give_up(id, *node, Outcome::NoMemory),
-            }
+        let outcomes: Vec<_> = each
+            .map(|outcome| Outcome::from_number(outcome).unwrap_or(Outcome::Failed))
+            .collect();
+        let mut copies = std::mem::take(&mut self.copies);
+        copies.resize(COPIED_AT_ONCE, [0; PAGE_SIZE]);
+        let parts = nodes.chunks(COPIED_AT_ONCE);
+        for (part, (nodes, outcomes)) in parts.zip(outcomes.chunks(COPIED_AT_ONCE)).enumerate() {
+            let copies = &mut copies[..nodes.len()];
+            donation.copy_pages(part * COPIED_AT_ONCE, copies);
+            self.take_copies(id, domain_id, nodes, outcomes, copies);
         }
-        let more = |plan: &Plan| !plan.donate.is_empty();
-        if !self.plans.get(&id).is_some_and(more) {
-            donation.free();
-        }
+        self.copies = copies;
         Ok(())
     }
 
@@ -274,30 +265,120 @@ impl<S: SlotStore> Engine<S> {
         (others && known.state == State::Stable && known.link == node.0).then_some(partner)
     }
 
-    /// Writes a page to the next free slot of the domain.
-    pub(super) fn fill_slot(
+    /// Copies to slots what of the donated pages is as announced, as many at a time as lie side by side.
+    fn take_copies(
+        &mut self,
+        mm: MmId,
+        domain_id: DomainId,
+        nodes: &[NodeId],
+        outcomes: &[Outcome],
+        copies: &[PageBytes],
+    ) {
+        let mut good: Vec<(NodeId, ItemRef)> = Vec::new();
+        let mut first = 0;
+        for (index, (node, outcome)) in nodes.iter().zip(outcomes).enumerate() {
+            let taken = self.check_donated(mm, *node, *outcome, &copies[index]);
+            let numa = |node: NodeId| {
+                self.domains
+                    .get(&domain_id)
+                    .map(|d| d.stable.node(node).numa)
+            };
+            if let Some(partner) = taken
+                && good
+                    .last()
+                    .is_none_or(|(last, _)| numa(*last) == numa(*node))
+            {
+                good.push((*node, partner));
+                continue;
+            }
+            self.found_slots(
+                mm,
+                domain_id,
+                &std::mem::take(&mut good),
+                &copies[first..index],
+            );
+            first = index + usize::from(taken.is_none());
+            good.extend(taken.map(|partner| (*node, partner)));
+        }
+        self.found_slots(mm, domain_id, &good, &copies[first..]);
+    }
+
+    /// The partner of a donated page if that is what was announced; else its node is given up.
+    fn check_donated(
+        &mut self,
+        mm: MmId,
+        node: NodeId,
+        outcome: Outcome,
+        copy: &PageBytes,
+    ) -> Option<ItemRef> {
+        if outcome != Outcome::Done {
+            self.give_up(mm, node, outcome);
+            return None;
+        }
+        let domain = self.domain_of(mm);
+        if domain.salt.digest(copy) != domain.stable.node(node).digest {
+            self.give_up(mm, node, Outcome::Changed);
+            return None;
+        }
+        let partner = self.partner_in_place(mm, node);
+        if partner.is_none() {
+            self.give_up(mm, node, Outcome::Gone);
+        }
+        partner
+    }
+
+    /// Gives slots to nodes in the making, and has their partners mapped there.
+    fn found_slots(
+        &mut self,
+        mm: MmId,
+        domain: DomainId,
+        nodes: &[(NodeId, ItemRef)],
+        copies: &[PageBytes],
+    ) {
+        let mut done = 0;
+        while let Some(rest) = nodes.get(done..).filter(|rest| !rest.is_empty()) {
+            let ids: SmallVec<[NodeId; COPIED_AT_ONCE]> = rest.iter().map(|(id, _)| *id).collect();
+            let Some((first, count)) = self.fill_slots(domain, &ids, &copies[done..]) else {
+                for (node, _) in rest {
+                    self.give_up(mm, *node, Outcome::NoMemory);
+                }
+                return;
+            };
+            for (index, (_, partner)) in (first.index..).zip(&rest[..count]) {
+                self.plan_map(*partner, Slot { index, ..first });
+            }
+            done += count;
+        }
+    }
+
+    /// Writes pages to the next free slots of the domain, as many as the open arena takes: the first slot, and how many.
+    /// All nodes are of one NUMA node.
+    pub(super) fn fill_slots(
         &mut self,
         id: DomainId,
-        node: NodeId,
-        bytes: &crate::page::PageBytes,
-    ) -> Option<Slot> {
+        nodes: &[NodeId],
+        pages: &[PageBytes],
+    ) -> Option<(Slot, usize)> {
         let domain = self.domains.get(&id)?;
-        let numa = domain.stable.node(node).numa;
+        let numa = domain.stable.node(*nodes.first()?).numa;
         let numa = (!self.knobs.merge_across_nodes).then_some(numa);
         if domain.arenas.next(numa).is_none() {
             self.open_arena(id, numa)?;
         }
         let domain = self.domains.get_mut(&id)?;
-        let slot = domain.arenas.next(numa)?;
-        if let Err(error) = self.store.write(slot, bytes) {
+        let first = domain.arenas.next(numa)?;
+        let count = domain.arenas.room(numa).min(nodes.len());
+        if let Err(error) = self.store.write(first, &pages[..count]) {
             log::warn!("merging is held back: {error}");
             return None;
         }
-        if domain.arenas.take(numa, node) {
-            self.store.finish(slot.arena);
+        for (index, node) in (first.index..).zip(&nodes[..count]) {
+            if domain.arenas.take(numa, *node) {
+                self.store.finish(first.arena);
+            }
+            domain.stable.node_mut(*node).slot = Some(Slot { index, ..first });
         }
-        domain.stable.node_mut(node).slot = Some(slot);
-        Some(slot)
+        Some((first, count))
     }
 
     /// Walks the outcomes of an order page by page.

@@ -3,7 +3,6 @@
 use super::items::ItemTable;
 use crate::order::VISIT_PAGES;
 use crate::page::{DomainId, MmId, PageRun};
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// How long an agent that did not answer is given no orders.
@@ -122,46 +121,53 @@ impl Mm {
     }
 }
 
-/// All address spaces, by number, so that orders to all of them always go out in the same order. Numbers are used
-/// again.
+/// All address spaces, each at the place of its number, so that orders to all of them always go out in the same order.
+/// Numbers are used again.
 #[derive(Debug, Default)]
 pub(crate) struct MmTable {
-    mms: BTreeMap<MmId, Mm>,
-    next: u32,
+    mms: Vec<Option<Mm>>,
     free: Vec<MmId>,
 }
 
 impl MmTable {
     pub(crate) fn add(&mut self, mm: Mm) -> MmId {
         let id = self.free.pop().unwrap_or_else(|| {
-            self.next += 1;
-            MmId(self.next)
+            self.mms.push(None);
+            MmId(u32::try_from(self.mms.len()).expect("fewer than MAX_MMS"))
         });
-        self.mms.insert(id, mm);
+        if let Some(place) = self.mms.get_mut(index(id)) {
+            *place = Some(mm);
+        }
         id
     }
 
     pub(crate) fn remove(&mut self, id: MmId) {
-        if self.mms.remove(&id).is_some() {
+        if self.mms.get_mut(index(id)).and_then(Option::take).is_some() {
             self.free.push(id);
         }
     }
 
     pub(crate) fn get(&self, id: MmId) -> Option<&Mm> {
-        self.mms.get(&id)
+        self.mms.get(index(id))?.as_ref()
     }
 
     pub(crate) fn get_mut(&mut self, id: MmId) -> Option<&mut Mm> {
-        self.mms.get_mut(&id)
+        self.mms.get_mut(index(id))?.as_mut()
     }
 
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Mm> {
-        self.mms.values_mut()
+        self.mms.iter_mut().flatten()
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (MmId, &Mm)> {
-        self.mms.iter().map(|(id, mm)| (*id, mm))
+        let numbered = (1..).map(MmId).zip(&self.mms);
+        numbered.filter_map(|(id, mm)| Some((id, mm.as_ref()?)))
     }
+}
+
+/// Mms are numbered from 1.
+fn index(id: MmId) -> usize {
+    (id.0 as usize).wrapping_sub(1)
 }
 
 /// The mms in scan order, and where the scan is: the kernel's list of mm slots and its `ksm_scan` cursor.

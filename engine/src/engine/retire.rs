@@ -51,7 +51,7 @@ impl<S: SlotStore> Engine<S> {
         let (old, items) = (stable.slot?, stable.items().to_vec());
         let mut bytes = [0; PAGE_SIZE];
         self.store.read(old, &mut bytes).ok()?;
-        self.fill_slot(id, node, &bytes)?;
+        self.fill_slots(id, &[node], &[bytes])?;
         let arenas = &mut self.domains.get_mut(&id)?.arenas;
         arenas.give_back(old);
         arenas.get_mut(from)?.left_behind += items.len() as u64;

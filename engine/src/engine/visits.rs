@@ -1,7 +1,8 @@
 //! Visits: ordered ahead of the page that is being decided on, so that agents work while the engine does, and several
 //! agents at the same time.
 //!
-//! Their reports are still taken in cursor order: the queue of [`Step`]s is that order.
+//! Their reports are still taken in cursor order: the queue of [`Step`]s is that order. It reaches beyond the end of an mm,
+//! as far as the batch does, and each agent gets a few orders of it at a time.
 
 use super::Engine;
 use super::ReportError;
@@ -12,12 +13,15 @@ use super::scan::Ksmd;
 use crate::order::{MAX_RUNS, Order, OrderId, VISIT_PAGES, VisitRun, VisitState};
 use crate::page::{Digest, MmId, PageRun};
 use crate::store::SlotStore;
+use smallvec::SmallVec;
 
-/// Visits that may be out at one time.
+/// Visits that one agent may have to do at one time.
 const WINDOW: usize = 6;
+/// Visits that are ordered, or arrived before it is their turn: what they found takes memory.
+const MOST_STEPS: usize = 128;
 /// The most pages, present or not, that one visit looks at.
 const MAX_STRIDE: u64 = 1 << 20;
-/// Merged pages in the making beyond which no further page is looked at: donations are slower than visits, and what
+/// Merged pages in the making beyond which no further page is decided on: donations are slower than visits, and what
 /// waits for them takes memory.
 const MOST_FOUNDINGS: usize = 1024;
 
@@ -26,9 +30,11 @@ const MOST_FOUNDINGS: usize = 1024;
 pub(crate) enum Step {
     /// A visit, and its report once it is there.
     Visit {
-        id: OrderId,
+        /// Once it is ordered.
+        id: Option<OrderId>,
         mm: MmId,
         range: PageRun,
+        limit: u32,
         reserved: u64,
         /// The next range begins where this visit ends.
         bounded: bool,
@@ -41,6 +47,8 @@ pub(crate) enum Step {
 /// How far a visit is.
 #[derive(Debug)]
 pub(crate) enum VisitOutcome {
+    /// Its agent has enough to do as it is.
+    Planned,
     Waiting,
     Arrived(Visited),
     Failed,
@@ -74,18 +82,64 @@ impl<S: SlotStore> Engine<S> {
             .sum()
     }
 
-    /// Orders visits as far as the budget and the window allow. Returns whether any step was added.
+    /// Orders visits as far as the budget and the windows allow. Returns whether any step was added.
     pub(super) fn order_visits(&mut self) -> bool {
+        let any = self.plan_visits();
+        self.send_visits();
+        any
+    }
+
+    /// Gives orders to agents that have few.
+    fn send_visits(&mut self) {
+        let mut busy: SmallVec<[(MmId, usize); 8]> = SmallVec::new();
+        for at in 0..self.steps.len() {
+            let Some(Step::Visit {
+                mm,
+                range,
+                limit,
+                outcome,
+                ..
+            }) = self.steps.get(at)
+            else {
+                continue;
+            };
+            let (mm, range, limit) = (*mm, *range, *limit);
+            let planned = match outcome {
+                VisitOutcome::Planned => true,
+                VisitOutcome::Waiting => false,
+                VisitOutcome::Arrived(_) | VisitOutcome::Failed => continue,
+            };
+            let place = busy.iter().position(|(other, _)| *other == mm);
+            let place = place.unwrap_or_else(|| {
+                busy.push((mm, 0));
+                busy.len() - 1
+            });
+            if busy[place].1 == WINDOW {
+                continue;
+            }
+            busy[place].1 += 1;
+            if planned {
+                let sent = self.send_visit(mm, range, limit);
+                if let Some(Step::Visit { id, outcome, .. }) = self.steps.get_mut(at) {
+                    *id = sent;
+                    *outcome = match sent {
+                        Some(_) => VisitOutcome::Waiting,
+                        None => VisitOutcome::Failed,
+                    };
+                }
+            }
+        }
+    }
+
+    fn plan_visits(&mut self) -> bool {
         let mut any = false;
         loop {
             let Ksmd::Batch(batch) = &self.ksmd else {
                 return any;
             };
             let bounded_out = matches!(self.steps.back(), Some(Step::Visit { bounded: true, .. }));
-            if batch.complete || batch.budget == 0 || bounded_out || self.steps.len() >= WINDOW {
-                return any;
-            }
-            if self.foundings() >= MOST_FOUNDINGS {
+            let full = self.steps.len() >= MOST_STEPS;
+            if batch.complete || batch.budget == 0 || bounded_out || full {
                 return any;
             }
             let budget = batch.budget;
@@ -111,10 +165,11 @@ impl<S: SlotStore> Engine<S> {
                 start: rest.start,
                 len: rest.len.min(stride),
             };
-            self.order_visit(id, range, budget);
+            self.plan_visit(id, range, budget);
         }
     }
-    fn order_visit(&mut self, id: MmId, range: PageRun, budget: u64) {
+
+    fn plan_visit(&mut self, id: MmId, range: PageRun, budget: u64) {
         let limit = VISIT_PAGES.min(u32::try_from(budget).unwrap_or(u32::MAX));
         let reserved = u64::from(limit).min(range.len);
         let bounded = range.len > u64::from(limit);
@@ -122,21 +177,23 @@ impl<S: SlotStore> Engine<S> {
             self.list.page = range.end();
         }
         self.batch_mut().budget -= reserved;
-        let step = self.visit_step(id, range, limit, reserved, bounded);
-        self.steps.push_back(step);
+        self.steps.push_back(Step::Visit {
+            id: None,
+            mm: id,
+            range,
+            limit,
+            reserved,
+            bounded,
+            outcome: VisitOutcome::Planned,
+        });
     }
 
-    fn visit_step(
-        &mut self,
-        mm: MmId,
-        range: PageRun,
-        limit: u32,
-        reserved: u64,
-        bounded: bool,
-    ) -> Step {
-        let skip = match self.mms.get(mm) {
-            Some(mm) if self.knobs.smart_scan => skip_list(mm, range),
-            _ => Vec::new(),
+    /// `None` if the agent takes no orders.
+    fn send_visit(&mut self, mm: MmId, range: PageRun, limit: u32) -> Option<OrderId> {
+        let known = self.mms.get(mm).filter(|mm| mm.answers())?;
+        let skip = match self.knobs.smart_scan {
+            true => skip_list(known, range),
+            false => Vec::new(),
         };
         let order = Order::Visit {
             range,
@@ -144,22 +201,14 @@ impl<S: SlotStore> Engine<S> {
             skip,
             nodes: !self.knobs.merge_across_nodes,
         };
-        let id = self.outbox.send(mm, order, Purpose::Visit, self.now);
-        Step::Visit {
-            id,
-            mm,
-            range,
-            reserved,
-            bounded,
-            outcome: VisitOutcome::Waiting,
-        }
+        Some(self.outbox.send(mm, order, Purpose::Visit, self.now))
     }
 
     fn step_of(&mut self, order: OrderId) -> Option<(&mut VisitOutcome, PageRun)> {
         self.steps.iter_mut().find_map(|step| match step {
             Step::Visit {
                 id, outcome, range, ..
-            } if *id == order => Some((outcome, *range)),
+            } if *id == Some(order) => Some((outcome, *range)),
             Step::Visit { .. } | Step::End(_) => None,
         })
     }
@@ -202,7 +251,7 @@ impl<S: SlotStore> Engine<S> {
     /// The agent may have looked, but what it saw will never be known.
     pub(super) fn visit_lost(&mut self, order: OrderId) {
         let step = self.steps.iter().find_map(|step| match step {
-            Step::Visit { id, mm, range, .. } if *id == order => Some((*mm, *range)),
+            Step::Visit { id, mm, range, .. } if *id == Some(order) => Some((*mm, *range)),
             Step::Visit { .. } | Step::End(_) => None,
         });
         if let Some((mm, range)) = step
@@ -217,12 +266,11 @@ impl<S: SlotStore> Engine<S> {
     pub(super) fn take_steps(&mut self) -> bool {
         let mut any = false;
         while let Some(step) = self.steps.front() {
-            if let Step::Visit {
-                outcome: VisitOutcome::Waiting,
-                ..
-            } = step
-            {
-                break;
+            if let Step::Visit { outcome, .. } = step {
+                let waits = matches!(outcome, VisitOutcome::Planned | VisitOutcome::Waiting);
+                if waits || self.foundings() >= MOST_FOUNDINGS {
+                    break;
+                }
             }
             any = true;
             match self.steps.pop_front().expect("it was looked at above") {
@@ -239,7 +287,7 @@ impl<S: SlotStore> Engine<S> {
                         self.take_visit(mm, range, reserved, bounded, &report);
                     }
                     // What an agent could not look at stays as it was until the next scan.
-                    VisitOutcome::Waiting | VisitOutcome::Failed => {
+                    VisitOutcome::Planned | VisitOutcome::Waiting | VisitOutcome::Failed => {
                         self.batch_mut().budget += reserved;
                         if bounded {
                             self.list.page = range.end();
@@ -272,8 +320,15 @@ impl<S: SlotStore> Engine<S> {
             let rest = PageRun::between(report.end, range.end());
             let left = reserved.saturating_sub(counted).max(1);
             let limit = u32::try_from(left).unwrap_or(VISIT_PAGES).min(VISIT_PAGES);
-            let step = self.visit_step(id, rest, limit, left, false);
-            self.steps.push_front(step);
+            self.steps.push_front(Step::Visit {
+                id: None,
+                mm: id,
+                range: rest,
+                limit,
+                reserved: left,
+                bounded: false,
+                outcome: VisitOutcome::Planned,
+            });
             return;
         }
         self.batch_mut().budget += reserved.saturating_sub(counted);

@@ -9,6 +9,7 @@ use ksm_engine::page::{PAGE_SIZE, PageBytes};
 use ksm_engine::wire::{BUFFER_PAGES, CHILDREN, LEDGER_OFFSET, Ledger};
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use rustix::io::Errno;
+use std::cell::Cell;
 use std::mem::offset_of;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -16,6 +17,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 #[derive(Debug)]
 pub struct DonationBuffer {
     memfd: OwnedFd,
+    copied: Cell<bool>,
 }
 
 impl DonationBuffer {
@@ -38,7 +40,10 @@ impl DonationBuffer {
             &memfd,
             SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL,
         )?;
-        Ok(Self { memfd })
+        Ok(Self {
+            memfd,
+            copied: Cell::new(false),
+        })
     }
 
     /// Forks that the app has begun.
@@ -71,6 +76,19 @@ impl DonationBuffer {
         }
     }
 
+    /// Gives the memory of donated pages back.
+    pub fn free(&self) {
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let bytes = DONATION_PAGES * PAGE_SIZE;
+        // A peer may have forbidden it, by sealing: then it is his memory that stays in use.
+        let _ = rustix::fs::fallocate(&self.memfd, punch, 0, bytes as u64);
+    }
+
+    /// Whether pages have been copied since this was asked last.
+    pub fn take_copied(&self) -> bool {
+        self.copied.take()
+    }
+
     /// What the agent gets.
     #[must_use]
     pub fn descriptor(&self) -> BorrowedFd<'_> {
@@ -79,10 +97,12 @@ impl DonationBuffer {
 }
 
 impl Donation for DonationBuffer {
-    fn copy_page(&self, index: usize, into: &mut PageBytes) {
-        let start = index as u64 * PAGE_SIZE as u64;
+    fn copy_pages(&self, first: usize, into: &mut [PageBytes]) {
+        self.copied.set(true);
+        let start = first as u64 * PAGE_SIZE as u64;
+        let into = into.as_flattened_mut();
         let mut done = 0;
-        while done < PAGE_SIZE {
+        while done < into.len() {
             match rustix::io::pread(&self.memfd, &mut into[done..], start + done as u64) {
                 Ok(n) if n > 0 => done += n,
                 Err(Errno::INTR) => {}
@@ -93,13 +113,6 @@ impl Donation for DonationBuffer {
                 }
             }
         }
-    }
-
-    fn free(&self) {
-        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        let bytes = DONATION_PAGES * PAGE_SIZE;
-        // A peer may have forbidden it, by sealing: then it is his memory that stays in use.
-        let _ = rustix::fs::fallocate(&self.memfd, punch, 0, bytes as u64);
     }
 }
 
@@ -118,11 +131,9 @@ mod tests {
         let last = DONATION_PAGES - 1;
         let at = last as u64 * PAGE_SIZE as u64;
         rustix::io::pwrite(buffer.descriptor(), &[7; PAGE_SIZE], at).unwrap();
-        let mut page = [1; PAGE_SIZE];
-        buffer.copy_page(last, &mut page);
-        assert_eq!(page, [7; PAGE_SIZE]);
-        buffer.copy_page(0, &mut page);
-        assert_eq!(page, [0; PAGE_SIZE]);
+        let mut pages = [[1; PAGE_SIZE]; 2];
+        buffer.copy_pages(last - 1, &mut pages);
+        assert_eq!(pages, [[0; PAGE_SIZE], [7; PAGE_SIZE]]);
     }
 
     #[test]
@@ -144,10 +155,10 @@ mod tests {
         rustix::io::pwrite(fd, &[7; PAGE_SIZE], 0).unwrap();
         let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         rustix::fs::fallocate(fd, punch, 0, 4096).unwrap();
-        let mut page = [1; PAGE_SIZE];
-        buffer.copy_page(0, &mut page);
-        assert_eq!(page, [0; PAGE_SIZE]);
-        buffer.copy_page(BUFFER_PAGES, &mut page);
-        assert_eq!(page, [0; PAGE_SIZE]);
+        let mut page = [[1; PAGE_SIZE]];
+        buffer.copy_pages(0, &mut page);
+        assert_eq!(page, [[0; PAGE_SIZE]]);
+        buffer.copy_pages(BUFFER_PAGES, &mut page);
+        assert_eq!(page, [[0; PAGE_SIZE]]);
     }
 }

@@ -10,6 +10,7 @@ use ksm_engine::wire::Birth;
 use rustix::process::Pid;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 /// What a peer has turned out to be.
 #[derive(Debug)]
@@ -33,6 +34,8 @@ pub struct Agent {
     pub app: Pid,
     /// Where it puts the bytes of pages.
     pub donation: DonationBuffer,
+    /// When it last did, if the memory has not been given back since.
+    pub donated: Option<Duration>,
     /// The number of its ledger.
     pub ledger: u32,
     /// The fork that the app came from.

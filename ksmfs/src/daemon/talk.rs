@@ -21,9 +21,13 @@ use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::process::{PidfdFlags, pidfd_open};
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 /// Most separate regions of one agent: what a process with the kernel's default of 65530 maps can have.
 const MOST_REGIONS: usize = 65_536;
+
+/// How long the memory of a donation buffer is kept for the next donation.
+const BUFFER_REST: Duration = Duration::from_millis(100);
 
 /// Why a connection ends.
 #[derive(Debug, thiserror::Error)]
@@ -123,9 +127,38 @@ impl Daemon {
             (Role::Agent(agent), ToDaemon::Report { order, report }) => {
                 self.engine
                     .report(agent.mm, order, &report, &agent.donation)?;
+                if agent.donation.take_copied() {
+                    let now = self.started.elapsed();
+                    if agent.donated.replace(now).is_none() {
+                        self.donated.push_back((now + BUFFER_REST, token));
+                    }
+                }
                 Ok(())
             }
             (Role::Unknown | Role::Asking | Role::Agent(_), _) => Err(Parting::OutOfTurn),
+        }
+    }
+
+    /// Gives the memory of buffers back that nothing was donated through for a while. Not at once: a buffer whose pages are
+    /// new to the system each time costs more than the copying.
+    pub(super) fn free_buffers(&mut self) {
+        let now = self.started.elapsed();
+        while let Some((_, token)) = self.donated.front().copied().filter(|(due, _)| *due <= now) {
+            self.donated.pop_front();
+            let mut again = None;
+            self.with_peer(token, |_, peer| {
+                if let Role::Agent(agent) = &mut peer.role
+                    && let Some(last) = agent.donated
+                {
+                    again = Some(last + BUFFER_REST).filter(|due| *due > now);
+                    if again.is_none() {
+                        agent.donation.free();
+                        agent.donated = None;
+                    }
+                }
+                Ok(())
+            });
+            self.donated.extend(again.map(|due| (due, token)));
         }
     }
 
@@ -187,6 +220,7 @@ impl Daemon {
             mm,
             app,
             donation,
+            donated: None,
             ledger,
             birth: hello.birth,
             children: Children::default(),

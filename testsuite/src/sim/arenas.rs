@@ -121,20 +121,22 @@ impl SlotStore for ModelStore {
         Ok(())
     }
 
-    fn write(&mut self, slot: Slot, bytes: &PageBytes) -> Result<(), StoreError> {
-        self.may_fail(slot.arena)?;
+    fn write(&mut self, first: Slot, pages: &[PageBytes]) -> Result<(), StoreError> {
+        self.may_fail(first.arena)?;
         let mut arenas = self.arenas.borrow_mut();
         let arena = arenas
             .arenas
-            .get_mut(&(self.daemon, slot.arena))
+            .get_mut(&(self.daemon, first.arena))
             .expect("writes go to arenas that were made");
         assert!(
             arena.open && !arena.released,
-            "{slot:?} is written in an arena that takes no more"
+            "{first:?} is written in an arena that takes no more"
         );
-        let place = &mut arena.slots[slot.index as usize];
-        assert_eq!(*place, None, "{slot:?} is written twice");
-        *place = Some(Content::of_bytes(bytes));
+        for (index, bytes) in (first.index as usize..).zip(pages) {
+            let place = &mut arena.slots[index];
+            assert_eq!(*place, None, "{first:?}: slot {index} is written twice");
+            *place = Some(Content::of_bytes(bytes));
+        }
         Ok(())
     }
 

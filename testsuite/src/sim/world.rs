@@ -45,9 +45,12 @@ pub struct World {
 struct Buffer(Rc<RefCell<Vec<Content>>>);
 
 impl Donation for Buffer {
-    fn copy_page(&self, index: usize, into: &mut PageBytes) {
-        let content = self.0.borrow().get(index).copied();
-        *into = content.unwrap_or(Content::ZERO).bytes();
+    fn copy_pages(&self, first: usize, into: &mut [PageBytes]) {
+        let contents = self.0.borrow();
+        for (index, page) in (first..).zip(into) {
+            let content = contents.get(index).copied();
+            *page = content.unwrap_or(Content::ZERO).bytes();
+        }
     }
 }
 
