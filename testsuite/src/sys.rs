@@ -59,6 +59,14 @@ pub fn discard(client: &Client, part: &mut [u8]) -> Result<(), String> {
     unsafe { client.discard(part.as_mut_ptr(), part.len()) }.map_err(|e| e.to_string())
 }
 
+/// Takes the cache line of a byte out of all caches.
+pub fn flush(byte: &u8) {
+    // SAFETY: the address is that of a byte which may be read; its value stays.
+    unsafe { std::arch::x86_64::_mm_clflush(byte) };
+    // SAFETY: orders accesses, and does nothing else.
+    unsafe { std::arch::x86_64::_mm_mfence() };
+}
+
 /// Runs `check` in a forked child; whether it said yes.
 ///
 /// # Errors

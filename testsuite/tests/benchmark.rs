@@ -10,6 +10,7 @@ use against_kernel::cases::{self, Case};
 use against_kernel::command::{Options, run};
 use against_kernel::figures;
 use against_kernel::report::Report;
+use against_kernel::side_channels::mann_whitney;
 use against_kernel::sides::Merger;
 use std::process::{Command, Stdio};
 use testsuite::kernel::KernelKsm;
@@ -40,6 +41,7 @@ fn tiny(workloads: &[&str], json: std::path::PathBuf) -> Options {
         rounds: 1,
         mib: 1,
         repeat: 20,
+        plots: Some(json.with_file_name("plots")),
         json: Some(json),
         show: false,
         bench: false,
@@ -64,7 +66,7 @@ fn expected_figures(case: Case, merger: Merger) -> Vec<&'static str> {
         keys.push(WRITE);
     }
     if merger == Merger::Ours {
-        keys.push(HELD_LONGEST);
+        keys.extend([HELD_MOST, HELD_LONGEST]);
     }
     keys
 }
@@ -80,7 +82,18 @@ fn every_workload_gives_every_figure_and_leaves_the_kernels_knobs_alone() {
     let before = KernelKsm::knobs().ok();
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("report.json");
-    let words = ["a", "b", "c", "d", "e", "f", "g", "h"];
+    let words = [
+        "a",
+        "b",
+        "c",
+        "d",
+        "e",
+        "f",
+        "g",
+        "h",
+        "latency",
+        "side-channels",
+    ];
     run(&tiny(&words, file.clone()), KIT).unwrap();
     let report = Report::load(&file).unwrap();
     for case in cases::ALL {
@@ -98,6 +111,23 @@ fn every_workload_gives_every_figure_and_leaves_the_kernels_knobs_alone() {
             assert!(converged >= 0.9999, "{}: {converged}", case.name);
         }
         assert!(report.to_string().contains(case.title));
+    }
+    for who in report.latency.values() {
+        assert!(who[0].len() == 10 && who[0].iter().all(|ns| ns.is_finite()));
+    }
+    assert_eq!(report.latency.len(), mergers.len() + 1);
+    assert_eq!(report.side_channels.len(), 2 * (mergers.len() + 1));
+    if mergers.len() == 2 {
+        let plots = ["ratios", "clones", "files", "latency-read", "latency-write"];
+        for plot in plots {
+            let file = directory
+                .path()
+                .join("plots")
+                .join(plot)
+                .with_extension("svg");
+            let text = std::fs::read_to_string(file).unwrap();
+            assert!(text.contains("kernel") && text.trim_end().ends_with("</svg>"));
+        }
     }
     assert_eq!(before, KernelKsm::knobs().ok());
 }
@@ -132,4 +162,20 @@ fn knobs_are_restored_when_the_borrower_is_killed() {
     borrower.kill().unwrap();
     borrower.wait().unwrap();
     until_true("the knobs to be restored", || knobs() == before);
+}
+
+#[test]
+fn times_that_differ_are_told_from_times_that_do_not() {
+    let even: Vec<f64> = (0..1000).map(|n| f64::from(n) * 2.0).collect();
+    let odd: Vec<f64> = (0..1000).map(|n| f64::from(n) * 2.0 + 1.0).collect();
+    let (longer, p) = mann_whitney(&even, &odd);
+    assert!((longer - 0.5).abs() < 0.001 && p > 0.9, "{longer} {p}");
+    let shifted: Vec<f64> = even.iter().map(|x| x + 200.0).collect();
+    let (longer, p) = mann_whitney(&shifted, &odd);
+    assert!(longer > 0.58 && p < 1e-6, "{longer} {p}");
+    assert_eq!(mann_whitney(&[1.0; 50], &[1.0; 50]), (0.5, 1.0));
+    // By hand: U = 8 of 9, no ties, z = 3.5 / sqrt(5.25).
+    let (longer, p) = mann_whitney(&[3.0, 5.0, 6.0], &[1.0, 2.0, 4.0]);
+    assert!((longer - 8.0 / 9.0).abs() < 1e-9, "{longer}");
+    assert!((p - 0.1266).abs() < 1e-3, "{p}");
 }

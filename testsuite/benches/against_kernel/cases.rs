@@ -137,15 +137,27 @@ pub struct Apps(pub Vec<Worker>);
 impl Apps {
     /// Without a side nobody merges them.
     pub fn start(kit: &str, side: Option<&Side<'_>>, parts: &[Part]) -> io::Result<Self> {
+        Self::start_as(kit, side, parts, &[])
+    }
+
+    /// As other users than root, in turn.
+    pub fn start_as(
+        kit: &str,
+        side: Option<&Side<'_>>,
+        parts: &[Part],
+        users: &[u32],
+    ) -> io::Result<Self> {
         let merger = side.map_or_else(|| Ok("none".to_owned()), Side::word)?;
         let mut apps: Vec<Worker> = parts
             .iter()
-            .map(|part| {
+            .zip(users.iter().chain(std::iter::repeat(&0)))
+            .map(|(part, user)| {
                 let mut command = Command::new(kit);
                 command
                     .args(["app", &merger, part.workload.name()])
                     .arg(part.process.to_string())
                     .arg(part.pages.to_string())
+                    .arg(user.to_string())
                     // An interrupt from the terminal is for the benchmark, which ends them.
                     .process_group(0);
                 Worker::spawn(command)

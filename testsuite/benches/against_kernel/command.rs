@@ -2,8 +2,11 @@
 
 use super::cases::{self, Case};
 use super::figures::Samples;
+use super::latency;
 use super::measure::{Plan, bytes};
+use super::plots;
 use super::report::Report;
+use super::side_channels;
 use super::sides::{Merger, end_on_signals};
 use clap::Parser;
 use procfs::Current;
@@ -15,7 +18,7 @@ use testsuite::kernel::KernelKsm;
 #[derive(Debug, Parser)]
 pub struct Options {
     /// Workloads by name or letter: clones (a), scattered (b), clustered (c), unique (d), zeros and pattern (e), files
-    /// (f), hot (g), small and large (h); all but (h) when none is named
+    /// (f), hot (g), small and large (h), latency, side-channels; (a) to (g) when none is named
     pub workloads: Vec<String>,
     /// Rounds, ours and the kernel's in turn
     #[arg(long, default_value_t = 3)]
@@ -29,6 +32,9 @@ pub struct Options {
     /// Keeps the figures here; those of other workloads in the file stay
     #[arg(long)]
     pub json: Option<PathBuf>,
+    /// Draws what is in the report into this directory, as SVG
+    #[arg(long)]
+    pub plots: Option<PathBuf>,
     /// Measures nothing: shows what is in the JSON file
     #[arg(long, requires = "json")]
     pub show: bool,
@@ -46,6 +52,9 @@ pub fn run(options: &Options, kit: &str) -> io::Result<Report> {
     if !options.show {
         measure(options, kit, &mut report)?;
     }
+    if let Some(directory) = &options.plots {
+        plots::draw(&report, directory).map_err(|error| io::Error::other(error.to_string()))?;
+    }
     print!("{report}");
     Ok(report)
 }
@@ -59,7 +68,16 @@ fn measure(options: &Options, kit: &str, report: &mut Report) -> io::Result<()> 
         None
     };
     let repeat = Duration::from_millis(options.repeat);
-    for case in chosen(&options.workloads)? {
+    let cases = chosen(&options.workloads)?;
+    let has_word = |name| options.workloads.iter().any(|word| word == name);
+    if has_word(latency::NAME) {
+        let (mib, rounds) = (options.mib, options.rounds);
+        latency::measure(kit, kernel.as_ref(), mib, rounds, repeat, report)?;
+    }
+    if has_word(side_channels::NAME) {
+        side_channels::measure(kit, kernel.as_ref(), options.rounds, report)?;
+    }
+    for case in cases {
         check_memory(case, options.mib)?;
         let plan = Plan::new(kit, case, options.mib, repeat)?;
         let mut samples = Samples {
@@ -85,11 +103,16 @@ fn measure(options: &Options, kit: &str, report: &mut Report) -> io::Result<()> 
             }
         }
         report.cases.insert(case.name.to_owned(), samples);
-        if let Some(file) = &options.json {
-            report.save(file)?;
-        }
+        save(options, report)?;
     }
-    Ok(())
+    save(options, report)
+}
+
+fn save(options: &Options, report: &Report) -> io::Result<()> {
+    options
+        .json
+        .as_ref()
+        .map_or(Ok(()), |file| report.save(file))
 }
 
 fn chosen(words: &[String]) -> io::Result<Vec<Case>> {
@@ -98,6 +121,9 @@ fn chosen(words: &[String]) -> io::Result<Vec<Case>> {
     }
     let mut chosen = Vec::new();
     for word in words {
+        if [latency::NAME, side_channels::NAME].contains(&word.as_str()) {
+            continue;
+        }
         let named = cases::named(word);
         if named.is_empty() {
             return Err(io::Error::other(format!("no such workload: {word}")));

@@ -6,14 +6,17 @@
 //! and counted by the scheduler's own clock (`/proc/PID/task/*/schedstat`) of ksmd, or of the daemon and all agents.
 //! Memory is `MemAvailable` against that of the same apps with nobody to merge them, so it bears all costs.
 //!
-//! `cargo bench -p testsuite -- [WORKLOAD...] [--rounds N] [--mib N] [--json FILE]`
+//! `cargo bench -p testsuite --bench against_kernel -- [WORKLOAD...] [--rounds N] [--mib N] [--json FILE] [--plots DIR]`
 
 pub(crate) mod cases;
 pub(crate) mod command;
 pub(crate) mod figures;
+mod latency;
 mod measure;
 mod meters;
+mod plots;
 pub(crate) mod report;
+pub(crate) mod side_channels;
 pub(crate) mod sides;
 mod table;
 

@@ -89,7 +89,7 @@ impl<'a> Plan<'a> {
             apps.0[0].ask("hot on");
         }
         let (start, on_cpu) = (meters::busy()?, meters::on_cpu(&tasks)?);
-        let curve = self.converge(&side)?;
+        let curve = converge(&side, self.expected)?;
         put(figures::CONVERGE, curve.last().map_or(0.0, |last| last.0));
         put(figures::CONVERGE_TASKS, meters::on_cpu(&tasks)? - on_cpu);
         if self.case.hot {
@@ -112,7 +112,9 @@ impl<'a> Plan<'a> {
         let status = apps.sums("status")?;
         let books = match (side.daemon(), idle) {
             (Some(daemon), Some(idle)) => {
-                put(figures::HELD_LONGEST, self.longest_hold(&mut apps)?);
+                let [most, longest] = holds(&mut apps)?;
+                put(figures::HELD_MOST, most);
+                put(figures::HELD_LONGEST, longest);
                 let outside = status[0].saturating_sub(self.unmerged_outside);
                 let grown = meters::own_memory(daemon)?.saturating_sub(idle);
                 float(grown + outside)
@@ -132,23 +134,6 @@ impl<'a> Plan<'a> {
         }
         apps.ask_all("verify");
         Ok(Round { sample, curve })
-    }
-
-    /// Scans until what can be shared is; the part that was, over time.
-    fn converge(&self, side: &Side<'_>) -> io::Result<Vec<(f64, f64)>> {
-        let expected = float(self.expected.sharing + self.expected.zero);
-        let mut curve = Vec::new();
-        side.set("run", "1")?;
-        until("the expected pages to be shared", OFTEN, |elapsed| {
-            let part = if expected > 0.0 {
-                float(merged(side)?) / expected
-            } else {
-                float(side.count("full_scans")?) / float(SCANS_OF_UNIQUE)
-            };
-            curve.push((elapsed.as_secs_f64(), part.min(1.0)));
-            Ok(part >= CONVERGED)
-        })?;
-        Ok(curve)
     }
 
     /// The cost of a scan, after `settle` scans; a multiple of `cycle` scans is measured.
@@ -193,17 +178,35 @@ impl<'a> Plan<'a> {
         }
         Ok(done[1] / done[0])
     }
+}
 
-    /// Of all apps, in microseconds.
-    fn longest_hold(&self, apps: &mut Apps) -> io::Result<f64> {
-        let mut longest = 0;
-        for app in &mut apps.0 {
-            let answer = app.ask("status");
-            let nanoseconds = answer.split_whitespace().nth(2).unwrap_or("0");
-            longest = longest.max(nanoseconds.parse::<u64>().map_err(io::Error::other)?);
+/// Microseconds within which 99.99 % of the holds ended, and the longest one; of the app that had it worst.
+fn holds(apps: &mut Apps) -> io::Result<[f64; 2]> {
+    let mut most = [0; 2];
+    for app in &mut apps.0 {
+        let answer = app.ask("status");
+        for (most, word) in most.iter_mut().zip(answer.split_whitespace().skip(1)) {
+            *most = word.parse::<u64>().map_err(io::Error::other)?.max(*most);
         }
-        Ok(float(longest) / 1e3)
     }
+    Ok(most.map(|nanoseconds| float(nanoseconds) / 1e3))
+}
+
+/// Scans until what can be shared is; the part that was, over time.
+pub fn converge(side: &Side<'_>, expected: Expected) -> io::Result<Vec<(f64, f64)>> {
+    let expected = float(expected.sharing + expected.zero);
+    let mut curve = Vec::new();
+    side.set("run", "1")?;
+    until("the expected pages to be shared", OFTEN, |elapsed| {
+        let part = if expected > 0.0 {
+            float(merged(side)?) / expected
+        } else {
+            float(side.count("full_scans")?) / float(SCANS_OF_UNIQUE)
+        };
+        curve.push((elapsed.as_secs_f64(), part.min(1.0)));
+        Ok(part >= CONVERGED)
+    })?;
+    Ok(curve)
 }
 
 struct Scan {

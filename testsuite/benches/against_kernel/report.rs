@@ -1,6 +1,8 @@
 //! What was measured, as it is kept in a file.
 
 use super::figures::Samples;
+use super::latency::Percentiles;
+use super::side_channels::Finding;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
@@ -10,6 +12,9 @@ use std::path::Path;
 pub struct Report {
     /// Cases by name.
     pub cases: BTreeMap<String, Samples>,
+    /// Rounds by who merges.
+    pub latency: BTreeMap<String, Vec<Percentiles>>,
+    pub side_channels: Vec<Finding>,
 }
 
 impl Report {

@@ -2,7 +2,9 @@
 
 use super::cases;
 use super::figures::{self, Samples};
+use super::latency;
 use super::report::Report;
+use super::side_channels;
 use super::sides::Merger;
 use std::fmt::{self, Display};
 
@@ -25,7 +27,9 @@ impl Display for Report {
             }
             writeln!(f)?;
         }
-        Ok(())
+        growth(f, self)?;
+        latency::write(f, self)?;
+        side_channels::write(f, self)
     }
 }
 
@@ -60,6 +64,35 @@ fn row(
         number(kernel),
         number(ratio)
     )
+}
+
+/// What a page costs among many, of what it costs among few.
+fn growth(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
+    let (Some(small), Some(large)) = (report.cases.get("small"), report.cases.get("large")) else {
+        return Ok(());
+    };
+    writeln!(
+        f,
+        "**Growth**: cost per page at {} MiB each, of that at {} MiB each\n\n| | ours | kernel |\n|---|---|---|",
+        large.mib, small.mib
+    )?;
+    #[expect(clippy::cast_precision_loss, reason = "mebibytes")]
+    let times = large.mib as f64 / small.mib.max(1) as f64;
+    for key in [figures::CONVERGE, figures::CONVERGE_CPU] {
+        let growth = |merger| {
+            let (small, large) = (small.median(merger, key)?, large.median(merger, key)?);
+            Some(large / small / times)
+        };
+        let title = figures::ALL.iter().find(|figure| figure.key == key);
+        writeln!(
+            f,
+            "| {} | {} | {} |",
+            title.map_or(key, |figure| figure.title),
+            number(growth(Merger::Ours)),
+            number(growth(Merger::Kernel))
+        )?;
+    }
+    writeln!(f)
 }
 
 /// Three digits that mean something.

@@ -29,9 +29,9 @@ impl Memory {
     }
 }
 
-pub(crate) fn run(merger: &str, workload: &str, process: &str, pages: &str) -> ExitCode {
+pub(crate) fn run(merger: &str, words: [&str; 4]) -> ExitCode {
     testsuite::sys::end_with_parent();
-    match start(merger, workload, process, pages) {
+    match start(merger, words) {
         Ok((memory, part)) => {
             println!("ok");
             serve(memory, part);
@@ -44,12 +44,12 @@ pub(crate) fn run(merger: &str, workload: &str, process: &str, pages: &str) -> E
     }
 }
 
-fn start(
-    merger: &str,
-    workload: &str,
-    process: &str,
-    pages: &str,
-) -> Result<(Memory, Part), String> {
+fn start(merger: &str, words: [&str; 4]) -> Result<(Memory, Part), String> {
+    let [workload, process, pages, uid] = words;
+    let uid: u32 = number(uid)?;
+    if uid != 0 {
+        testsuite::sys::become_user(uid).map_err(|error| format!("setuid: {error}"))?;
+    }
     let part = Part {
         workload: workload.parse()?,
         process: number(process)?,
@@ -92,6 +92,12 @@ fn serve(mut memory: Memory, part: Part) {
             let answer = match words.as_slice() {
                 ["hot", on] => Ok(writer.switch(*on == "on").to_string()),
                 ["write", count] => number(count).map(|n| probe::writes(rest, part, n)),
+                ["access", milliseconds] => {
+                    number(milliseconds).map(|time| probe::accesses(rest, part, time))
+                }
+                ["flush"] => Ok(probe::flush(rest)),
+                ["touch"] => Ok(probe::touch(rest)),
+                ["times", kind] => Ok(probe::times(rest, part, *kind == "write")),
                 ["status"] => status(client, &region),
                 ["verify"] => verify(&quarter, rest, part, writer.has_written()),
                 _ => Err(format!("no such order: {words:?}")),
@@ -121,8 +127,8 @@ fn status(client: Option<Client>, region: &std::ops::Range<usize>) -> Answer {
         .sum();
     let figures = client.map(|client| client.status().figures);
     let longest = figures.map_or(0, |figures| figures.longest_hold.as_nanos());
-    let holds = figures.map_or(0, |figures| figures.holds);
-    Ok(format!("{outside} {holds} {longest}"))
+    let most = figures.map_or(0, |figures| figures.held_within(0.9999).as_nanos());
+    Ok(format!("{outside} {most} {longest}"))
 }
 
 fn verify(quarter: &Mutex<&mut [u8]>, rest: &[u8], part: Part, is_hot: bool) -> Answer {

@@ -23,10 +23,12 @@ fn main() -> ExitCode {
             };
             work::run(Path::new(socket), uid, pages)
         }
-        ["app", merger, workload, process, pages] => app::run(merger, workload, process, pages),
+        ["app", merger, workload, process, pages, uid] => {
+            app::run(merger, [workload, process, pages, uid])
+        }
         _ => {
             eprintln!(
-                "usage: kit daemon MOUNT SOCKET | worker SOCKET UID PAGES | app SOCKET|kernel|none WORKLOAD PROCESS PAGES"
+                "usage: kit daemon MOUNT SOCKET | worker SOCKET UID PAGES | app SOCKET|kernel|none WORKLOAD PROCESS PAGES UID"
             );
             ExitCode::from(2)
         }
