@@ -86,6 +86,12 @@ impl FutexLock {
             .is_ok()
     }
 
+    /// Takes it for the app thread that cleans up after an agent that died without it. The agent may have let go of it and
+    /// not come to wake who waits, or have been the one who was woken: so whoever waits is woken when this thread lets go.
+    pub fn acquire_after_death(&self) {
+        self.wait_and_take(APP, None);
+    }
+
     /// In a child after a fork: held by the only thread there is, waited for by nobody.
     pub fn reset_held(&self) {
         self.app_waiting.store(0, Ordering::Relaxed);
@@ -172,6 +178,53 @@ mod tests {
         }
         assert_eq!(shared.1.load(Ordering::Relaxed), 80_000);
         assert_eq!(shared.0.holder(), None);
+    }
+
+    /// Lets go as an agent does that is killed before it wakes anybody.
+    fn die_in_release(lock: &FutexLock) {
+        lock.word.swap(FREE, Ordering::Release);
+    }
+
+    fn sleeps(thread: i32) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/self/task/{thread}/stat"));
+        stat.is_ok_and(|stat| {
+            stat.rsplit(')')
+                .next()
+                .is_some_and(|rest| rest.starts_with(" S"))
+        })
+    }
+
+    #[test]
+    fn whoever_waits_is_woken_though_the_agent_died_before_it_could() {
+        let lock = Arc::new(lock());
+        assert!(lock.acquire_as_agent(Duration::ZERO));
+        let (say, hear) = std::sync::mpsc::channel();
+        let waiter = {
+            let lock = Arc::clone(&lock);
+            std::thread::spawn(move || {
+                say.send(rustix::thread::gettid().as_raw_pid())
+                    .expect("the test listens");
+                lock.acquire();
+                lock.release();
+            })
+        };
+        let thread = hear.recv().expect("it says so first");
+        while lock.word.load(Ordering::Relaxed) & WAITERS == 0 || !sleeps(thread) {
+            std::thread::yield_now();
+        }
+        die_in_release(&lock);
+        assert!(!lock.inherit());
+        lock.acquire_after_death();
+        lock.release();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !waiter.is_finished() {
+            if Instant::now() > deadline {
+                wake(&lock.word, 1);
+                panic!("nobody woke the waiter");
+            }
+            std::thread::yield_now();
+        }
+        waiter.join().expect("the waiter gets the lock");
     }
 
     #[test]

@@ -23,9 +23,9 @@ impl Space {
     /// Gives the app back what a dead agent held, and releases the lock in its place. To be called by an app thread, after
     /// the agent is known to be dead and before there is another one.
     pub fn recover(&self, userfaults: &Userfaults) {
-        let inherited = self.tables.inherit_from_dead_agent();
+        self.notice_fork();
         // What another app thread enters is entered and struck out under the lock.
-        let mut tables = inherited.unwrap_or_else(|| self.lock());
+        let mut tables = self.tables.lock_after_death();
         match self.journal.entry() {
             Some(Entry::Moving {
                 run,

@@ -36,8 +36,16 @@ impl<T> Guarded<T> {
     }
 
     /// Takes over the lock of an agent that is dead. `None` if it did not hold it.
-    pub fn inherit_from_dead_agent(&self) -> Option<Guard<'_, T>> {
+    fn inherit_from_dead_agent(&self) -> Option<Guard<'_, T>> {
         self.lock.inherit().then(|| Guard { of: self })
+    }
+
+    /// Takes the lock to clean up after an agent that is dead, held by it or not.
+    pub fn lock_after_death(&self) -> Guard<'_, T> {
+        self.inherit_from_dead_agent().unwrap_or_else(|| {
+            self.lock.acquire_after_death();
+            Guard { of: self }
+        })
     }
 
     /// Who holds the lock.
