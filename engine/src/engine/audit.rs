@@ -72,7 +72,7 @@ impl<S: SlotStore> Engine<S> {
         agree("foundings", self.domains.values().map(foundings).sum(), 0)?;
         agree("plans", self.plans.len() as u64, 0)?;
         agree("pages being refiled", self.refiling.under_way(), 0)?;
-        agree("orders", self.outbox.is_busy().into(), 0)?;
+        agree("orders", self.outbox.has_work().into(), 0)?;
         agree("steps", self.steps.len() as u64, 0)
     }
 

@@ -108,6 +108,12 @@ impl Outbox {
         !self.sent.is_empty()
     }
 
+    /// Whether any is out that belongs to a batch or an unmerge: counts come from those who read, at any time.
+    pub(crate) fn has_work(&self) -> bool {
+        let counts = |sent: &Sent| matches!(sent.purpose, Purpose::Count(_));
+        !self.sent.values().all(counts)
+    }
+
     /// The agents whose time is up at `now`.
     pub(crate) fn overdue(&self, now: Duration) -> Vec<MmId> {
         let mut late: Vec<_> = self
