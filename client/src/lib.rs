@@ -26,7 +26,9 @@ pub mod socket_path;
 pub mod space;
 mod steward;
 pub mod sys;
+mod tickets;
 pub mod trust;
+mod word;
 
 pub use api::{Client, Config, FiguresError, RegionError, StartError, Status};
 pub use embedded::Embedded;

@@ -8,9 +8,9 @@
 //! The agent takes it for one bounded step at a time, and lets app threads that wait go first, but only for a
 //! moment: they may be stopped while they wait.
 
-use rustix::thread::futex::{self, Flags};
-use std::sync::atomic::{AtomicU32, Ordering};
+use crate::word::{AtomicU32, Ordering, wait, wake};
 use std::time::{Duration, Instant};
+#[cfg(not(loom))]
 use zerocopy::FromZeros;
 
 const FREE: u32 = 0;
@@ -32,7 +32,9 @@ pub enum Side {
 }
 
 /// The lock. All-zero bytes are a free lock.
-#[derive(Debug, FromZeros)]
+#[derive(Debug)]
+#[cfg_attr(not(loom), derive(FromZeros))]
+#[cfg_attr(loom, derive(Default))]
 #[repr(C)]
 pub struct FutexLock {
     word: AtomicU32,
@@ -98,6 +100,15 @@ impl FutexLock {
         self.word.store(APP, Ordering::Relaxed);
     }
 
+    /// What a fork makes of it: a copy.
+    #[cfg(loom)]
+    pub fn forked(&self) -> Self {
+        Self {
+            word: AtomicU32::new(self.word.load(Ordering::Relaxed)),
+            app_waiting: AtomicU32::new(self.app_waiting.load(Ordering::Relaxed)),
+        }
+    }
+
     fn try_take(&self, side: u32) -> bool {
         self.word
             .compare_exchange(FREE, side, Ordering::Acquire, Ordering::Relaxed)
@@ -132,17 +143,7 @@ impl FutexLock {
     }
 }
 
-fn wait(word: &AtomicU32, value: u32, timeout: Option<Duration>) {
-    let timeout = timeout.and_then(|duration| duration.try_into().ok());
-    // Whatever ended the wait (a wake, a changed value, a signal, the time), the caller looks again.
-    let _ = futex::wait(word, Flags::PRIVATE, value, timeout.as_ref());
-}
-
-fn wake(word: &AtomicU32, count: u32) {
-    let _ = futex::wake(word, Flags::PRIVATE, count);
-}
-
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use std::sync::Arc;

@@ -12,12 +12,13 @@ use crate::sys::memory::{pages_of, place_wiped_on_fork};
 use crate::sys::room::{Stack, Workplace};
 use crate::sys::task::{self, PIDFD_THREAD, WAKE};
 use crate::sys::uffd::Userfaults;
+use crate::tickets::{Tickets, wait_until};
+use crate::word::{wait, wake_all};
 use ksm_engine::digest::Salt;
 use ksm_engine::wire::{Birth, CHILDREN, GONE};
 use rustix::io::Errno;
 use rustix::net::SocketAddrUnix;
 use rustix::process::{Pid, PidfdGetfdFlags, kill_process, pidfd_getfd, pidfd_open};
-use rustix::thread::futex::{self, Flags};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -29,8 +30,6 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const STACK_PAGES: usize = 256;
 /// How often the steward of a child looks whether the daemon calls.
 const CALL: Duration = Duration::from_millis(2);
-/// How often a waiting app thread looks whether there still is something to wait for.
-const LOOK: Duration = Duration::from_millis(20);
 
 /// See the module.
 #[derive(Debug)]
@@ -73,9 +72,8 @@ pub struct Presence {
     birth: [AtomicU32; 2],
     /// Attempts to connect that have come to an end.
     attempts: AtomicU32,
-    /// Requests to send what is queued, and how many of them were fulfilled.
-    asked: AtomicU32,
-    answered: AtomicU32,
+    /// Requests to send what is queued.
+    pub tickets: Tickets,
 }
 
 impl Presence {
@@ -107,8 +105,7 @@ impl Presence {
             fork: Default::default(),
             birth: Default::default(),
             attempts: AtomicU32::new(0),
-            asked: AtomicU32::new(0),
-            answered: AtomicU32::new(0),
+            tickets: Tickets::default(),
         };
         for own in [
             new.steward_stack.run(),
@@ -150,11 +147,10 @@ impl Presence {
             protecting,
             &self.hurry,
             &self.attempts,
-            &self.asked,
-            &self.answered,
         ] {
             zeroed.store(0, Ordering::Relaxed);
         }
+        self.tickets.reset();
         self.native.store(1, Ordering::Release);
         self.dismissed.store(false, Ordering::Relaxed);
         self.has_steward.store(false, Ordering::Release);
@@ -247,13 +243,12 @@ impl Presence {
     pub fn wait_out(&self, childhood: Duration) {
         let end = Instant::now() + childhood;
         let ledger = self.ledger.get();
-        let look = CALL.try_into().ok();
         while Instant::now() < end
             && self.hurry.load(Ordering::Acquire) == 0
             && ledger.called.load(Ordering::Acquire) <= self.birth().number
         {
             // Whatever ends the wait early, starting early harms nobody.
-            let _ = futex::wait(&self.hurry, Flags::PRIVATE, 0, look.as_ref());
+            wait(&self.hurry, 0, Some(CALL));
         }
     }
 
@@ -261,7 +256,7 @@ impl Presence {
     pub fn say(&self, state: LinkState) {
         self.link.set(state);
         self.attempts.fetch_add(1, Ordering::Release);
-        wake(&self.attempts);
+        wake_all(&self.attempts);
     }
 
     /// Prepares for a connection: what is known of the pages depends on which daemon knew them `before`. A daemon's
@@ -278,10 +273,8 @@ impl Presence {
     /// Waits until somebody has tried to connect, but not for ever.
     pub fn wait_for_first_attempt(&self) {
         self.hurry.store(1, Ordering::Release);
-        wake(&self.hurry);
-        wait_until(&self.attempts, || {
-            self.attempts.load(Ordering::Acquire) != 0
-        });
+        wake_all(&self.hurry);
+        wait_until(&self.attempts, PATIENCE, |attempts| attempts != 0);
     }
 
     /// Has the agent send what is queued, and waits until it has; not for ever, and not at all without a daemon.
@@ -292,51 +285,17 @@ impl Presence {
         if self.link.get() != LinkState::Connected {
             return;
         }
-        let ticket = self.asked.fetch_add(1, Ordering::AcqRel).wrapping_add(1);
+        let ticket = self.tickets.ask();
         let agent = self.agent.load(Ordering::Acquire).cast_signed();
         if let Some(agent) = Pid::from_raw(agent) {
             // If it is gone, the next one sends everything anyhow.
             let _ = kill_process(agent, WAKE);
         }
-        wait_until(&self.answered, || {
-            let left = ticket.wrapping_sub(self.answered.load(Ordering::Acquire));
-            left.cast_signed() <= 0 || self.link.get() != LinkState::Connected
-        });
-    }
-
-    /// How many requests there have been.
-    pub fn asked(&self) -> u32 {
-        self.asked.load(Ordering::Acquire)
-    }
-
-    /// Says that everything is sent that was queued before the first `asked` requests.
-    pub fn answer(&self, asked: u32) {
-        if self.answered.swap(asked, Ordering::AcqRel) != asked {
-            wake(&self.answered);
-        }
+        self.tickets
+            .wait_for(ticket, PATIENCE, || self.link.get() != LinkState::Connected);
     }
 }
 
 fn process_id() -> u32 {
     rustix::process::getpid().as_raw_pid().unsigned_abs()
-}
-
-fn wake(word: &AtomicU32) {
-    let everybody = i32::MAX.unsigned_abs();
-    let _ = futex::wake(word, Flags::PRIVATE, everybody);
-}
-
-fn wait_until(word: &AtomicU32, done: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let seen = word.load(Ordering::Acquire);
-        if done() || Instant::now() >= deadline {
-            return;
-        }
-        let look = LOOK.try_into().ok();
-        match futex::wait(word, Flags::PRIVATE, seen, look.as_ref()) {
-            Ok(()) | Err(Errno::AGAIN | Errno::INTR | Errno::TIMEDOUT) => {}
-            Err(_) => return,
-        }
-    }
 }

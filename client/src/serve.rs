@@ -192,16 +192,16 @@ impl Commission<'_> {
 
     /// Tells the daemon what was registered and unregistered.
     fn send_notices(&mut self, link: &Link) -> Result<(), LinkState> {
-        let asked = self.presence.asked();
-        while let Some(notice) = self.presence.space.next_notice() {
-            let message = match notice {
-                Notice::Register(range) => ToDaemon::Register { range },
-                Notice::Unregister(range) => ToDaemon::Unregister { range },
-            };
-            link.send(&message, &mut self.desk.outgoing)?;
-        }
-        self.presence.answer(asked);
-        Ok(())
+        self.presence.tickets.answer_after(|| {
+            while let Some(notice) = self.presence.space.next_notice() {
+                let message = match notice {
+                    Notice::Register(range) => ToDaemon::Register { range },
+                    Notice::Unregister(range) => ToDaemon::Unregister { range },
+                };
+                link.send(&message, &mut self.desk.outgoing)?;
+            }
+            Ok(())
+        })
     }
 
     /// Follows one order, if one is there.

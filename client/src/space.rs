@@ -18,6 +18,7 @@ pub mod release;
 pub mod restore;
 mod room;
 pub mod states;
+mod told;
 pub mod treatment;
 
 use crate::sys::guarded::{Guard, Guarded};
@@ -33,6 +34,7 @@ use rustix::io::Errno;
 use states::{IN_FILE, PageState, States};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
+use told::Told;
 use treatment::Treatments;
 use zerocopy::FromZeros;
 
@@ -237,7 +239,7 @@ pub struct Space {
     /// What happened so far.
     pub(crate) counters: Counters,
     /// Zero in a child that was made by a fork we were not told of.
-    told: OncePlaced<AtomicU32>,
+    told: OncePlaced<Told>,
     sweep: Sweep,
     /// There was a fork, from this process or to it: 0 or 1.
     relatives: AtomicU32,
@@ -258,10 +260,6 @@ const SWEEP_SLOTS: u32 = 2;
 const SWEEP_STEP: u64 = 1 << 15;
 
 static SPACE: OncePlaced<Space> = OncePlaced::empty();
-
-const UNTOLD: u32 = 0;
-const TOLD: u32 = 1;
-const TELLING: u32 = 2;
 
 impl Space {
     /// The one of this process.
@@ -284,8 +282,8 @@ impl Space {
     /// When there is no memory for it.
     pub fn create() -> rustix::io::Result<&'static Self> {
         let space = place::<Self>()?;
-        let told = space.told.get_or_set(place_wiped_on_fork::<AtomicU32>)?;
-        told.store(TOLD, Ordering::Release);
+        let told = space.told.get_or_set(place_wiped_on_fork::<Told>)?;
+        told.is_told();
         let mut tables = space.tables.lock();
         for own in [pages_of(space), pages_of(told)] {
             tables.add_own(own).map_err(|Full| Errno::NOMEM)?;
@@ -444,24 +442,14 @@ impl Space {
         tables.notices.resend_all();
         self.start_sweep(SWEEP_KNOWN);
         if let Some(told) = self.told.get() {
-            told.store(TOLD, Ordering::Release);
+            told.is_told();
         }
     }
 
     /// A child that was made by a bare system call finds out here.
     fn notice_fork(&self) {
-        let Some(told) = self.told.get() else {
-            return;
-        };
-        while told.load(Ordering::Acquire) != TOLD {
-            let first = told
-                .compare_exchange(UNTOLD, TELLING, Ordering::Acquire, Ordering::Relaxed)
-                .is_ok();
-            if first {
-                self.reset_child();
-            } else {
-                rustix::thread::sched_yield();
-            }
+        if let Some(told) = self.told.get() {
+            told.tell_once(|| self.reset_child());
         }
     }
 }

@@ -4,8 +4,9 @@
 //! first system call and struck out after its last; [`super::recover`] undoes what it finds. The stage is stored last at
 //! the beginning and first at the end, so that a half-written entry is never believed.
 
+use crate::word::{AtomicU32, AtomicU64, Ordering};
 use ksm_engine::page::{ArenaId, PageRun, Slot};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+#[cfg(not(loom))]
 use zerocopy::FromZeros;
 
 const MOVING: u32 = 1;
@@ -33,7 +34,9 @@ pub enum Entry {
 }
 
 /// The journal. All-zero bytes are an empty one.
-#[derive(Debug, FromZeros)]
+#[derive(Debug)]
+#[cfg_attr(not(loom), derive(FromZeros))]
+#[cfg_attr(loom, derive(Default))]
 #[repr(C)]
 pub struct Journal {
     stage: AtomicU32,
