@@ -5,8 +5,9 @@
 
 mod rig;
 
+use ksm_engine::order::{OrderRef, Outcome};
 use rig::sys::in_fork;
-use rig::{Rig, page};
+use rig::{Arena, Rig, page};
 
 const PAGES: usize = 64;
 /// In a pagemap entry: no other process has the page.
@@ -16,6 +17,9 @@ const EXCLUSIVE: u64 = 1 << 56;
 fn looking_at_pages_leaves_the_frames_that_a_fork_shares() {
     let mut rig = Rig::new();
     let memory = rig.memory(PAGES, page);
+    let locked = rig.memory(PAGES, page);
+    locked.lock();
+    let other = Arena::new(1, PAGES, |i| page(1000 + i));
     // The agent is told of forks by who makes them.
     rig.space.lock_for_fork();
     rig.space.unlock_parent();
@@ -31,6 +35,12 @@ fn looking_at_pages_leaves_the_frames_that_a_fork_shares() {
     memory.write(7, &page(7));
     let before = memory.pagemap();
     let found = [(); 3].map(|()| (rig.shared_frames(memory.run()), memory.pagemap()));
+    let runs = [memory.run()];
+    let donated = rig.outcomes(&OrderRef::Donate { runs: &runs }, None);
+    let after_donation = memory.pagemap();
+    let locked_before = locked.pagemap();
+    let compared = rig.map(&locked, 0, PAGES.try_into().unwrap(), &other, 0);
+    let locked_after = locked.pagemap();
     rustix::io::write(&go, &[1]).unwrap();
     assert!(child.join().unwrap());
     let exclusive = before.iter().filter(|entry| *entry & EXCLUSIVE != 0);
@@ -43,4 +53,15 @@ fn looking_at_pages_leaves_the_frames_that_a_fork_shares() {
         assert_eq!(shared, PAGES as u64 - 1);
         assert!(after == before, "looking moved pages to other frames");
     }
+    assert_eq!(donated, [Outcome::Done; PAGES]);
+    assert!(
+        after_donation == before,
+        "donating moved pages to other frames"
+    );
+    // Locked pages are not moved, but compared where they are.
+    assert_eq!(compared, [Outcome::Changed; PAGES]);
+    assert!(
+        locked_after == locked_before,
+        "comparing moved pages to other frames"
+    );
 }

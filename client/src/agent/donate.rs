@@ -4,6 +4,7 @@ use super::report::ReportBuffer;
 use super::{Agent, STEP_PAGES, bits, steps};
 use crate::agent::merge::{mark, registered_parts};
 use crate::space::{PATIENCE, Tables};
+use crate::sys::read::Reading;
 use ksm_engine::order::Outcome;
 use ksm_engine::page::PageRun;
 
@@ -69,9 +70,7 @@ impl Agent {
                 found.is_some_and(|pages| pages.run() == *piece)
             };
             let got = match batch.pieces().iter().all(whole) {
-                true => self
-                    .reading
-                    .read_into_shared(batch.pieces(), &self.donation, batch.place),
+                true => self.read_to_donate(batch.pieces(), batch.place),
                 false => 0,
             };
             if got == batch.pages {
@@ -89,6 +88,16 @@ impl Agent {
         tables.is_none()
     }
 
+    /// Copies pages to their place; how many it got.
+    fn read_to_donate(&self, runs: &[PageRun], place: usize) -> usize {
+        match self.reading {
+            Reading::Calls if self.space.has_relatives() => {
+                self.memory.read_into_shared(runs, &self.donation, place)
+            }
+            reading => reading.read_into_shared(runs, &self.donation, place),
+        }
+    }
+
     fn donate_piecemeal(
         &self,
         tables: &Tables,
@@ -104,9 +113,7 @@ impl Agent {
                 let mut done = 0;
                 while done < len {
                     let rest = pages.part(done as u64, (len - done) as u64).run();
-                    let place = batch.place + at + done;
-                    let reading = self.reading;
-                    let got = reading.read_into_shared(&[rest], &self.donation, place);
+                    let got = self.read_to_donate(&[rest], batch.place + at + done);
                     mark(outcomes, bits(at + done, got), Outcome::Done);
                     done += got;
                     if done < len {

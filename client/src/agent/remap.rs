@@ -204,6 +204,7 @@ impl Agent {
         }
         outcomes.fill(Outcome::Changed);
         let read = match self.buffer.pages_mut().get_mut(..outcomes.len()) {
+            Some(buffer) if self.space.has_relatives() => self.memory.read(&[run], buffer),
             Some(buffer) => read_pages(&[run], buffer),
             None => 0,
         };

@@ -11,7 +11,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Result;
 use rustix::process::getpid;
 use std::ffi::c_void;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 /// Runs that one call reads at most.
 pub const READ_RUNS: usize = 64;
@@ -35,12 +35,9 @@ impl Reading {
 
     /// The same, into a shared mapping from page `index` on.
     pub fn read_into_shared(self, runs: &[PageRun], into: &SharedPages, index: usize) -> usize {
-        let target = into.run();
         let wanted: u64 = runs.iter().take(READ_RUNS).map(|run| run.len).sum();
-        let room = target.len.saturating_sub(index as u64).min(wanted);
-        let start = target.start + index as u64;
-        let local = std::ptr::with_exposed_provenance_mut(address_of(start));
-        self.copy(runs, local, length_of(room))
+        let (local, room) = part_of(into, index);
+        self.copy(runs, local, room.min(length_of(wanted)))
     }
 
     fn copy(self, runs: &[PageRun], local: *mut c_void, length: usize) -> usize {
@@ -70,7 +67,8 @@ pub fn read_pages(runs: &[PageRun], into: &mut [PageBytes]) -> usize {
 /// The memory of an address space as a file.
 ///
 /// Slower than [`read_pages`], which pins what it reads: the kernel gives a page whose frame a fork shares a frame of its own before
-/// it pins it, so that looking at the pages of forked processes would undo what the fork had saved.
+/// it pins it, so that looking at the pages of forked processes would undo what the fork had saved. And it takes that
+/// copy for clean: shared by the next fork, it is lost to all once one of them gives it away (`docs/kernel/lost_in_a_child.c`).
 #[derive(Debug)]
 pub struct Memory(OwnedFd);
 
@@ -111,6 +109,33 @@ impl Memory {
         }
         done
     }
+
+    /// Does what [`Reading::read_into_shared`] does.
+    pub fn read_into_shared(&self, runs: &[PageRun], into: &SharedPages, index: usize) -> usize {
+        let mut done = 0;
+        for run in runs {
+            let (local, room) = part_of(into, index + done);
+            let length = room.min(length_of(run.len));
+            let offset = i64::try_from(address_of(run.start)).unwrap_or(i64::MAX);
+            // SAFETY: `local` has room for as many bytes, in a mapping that others may write to, too.
+            let got = unsafe { libc::pread(self.0.as_raw_fd(), local, length, offset) };
+            let pages = usize::try_from(got).unwrap_or(0) / PAGE_SIZE;
+            done += pages;
+            if pages as u64 != run.len {
+                break;
+            }
+        }
+        done
+    }
+}
+
+/// Where page `index` is, and how many bytes there are from there on.
+fn part_of(pages: &SharedPages, index: usize) -> (*mut c_void, usize) {
+    let target = pages.run();
+    let room = target.len.saturating_sub(index as u64);
+    let start = target.start + index as u64;
+    let local = std::ptr::with_exposed_provenance_mut(address_of(start));
+    (local, length_of(room))
 }
 
 fn read(runs: &[PageRun], local: *mut c_void, length: usize) -> usize {
