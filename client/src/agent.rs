@@ -34,11 +34,14 @@ use ksm_engine::page::{PageBytes, PageRun, Slot};
 use report::ReportBuffer;
 use rustix::io::Errno;
 use std::os::fd::BorrowedFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use twox_hash::XxHash3_64;
 
 /// Pages of one step under the lock.
 pub const STEP_PAGES: usize = 64;
+/// How long an unmerge waits for an app that is in the way: what stays merged is taken for a lack of memory. The engine
+/// waits longer for an answer.
+const UNMERGE_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Why there can be no agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -221,7 +224,10 @@ impl Agent {
         out: &'out mut ReportBuffer,
     ) -> ReportRef<'out> {
         out.clear();
-        let ready = self.space.sweep();
+        let ready = match order {
+            OrderRef::Unmerge { .. } => patiently(|| self.space.sweep().then_some(())).is_some(),
+            _ => self.space.sweep(),
+        };
         match *order {
             OrderRef::Visit {
                 range,
@@ -280,7 +286,7 @@ impl Agent {
         let mut restorer = Restorer::new(&self.space.journal, gear, self.app);
         let mut from = range.start;
         while from < range.end() {
-            let Some(mut tables) = self.space.step(PATIENCE) else {
+            let Some(mut tables) = patiently(|| self.space.step(PATIENCE)) else {
                 return from;
             };
             let rest = PageRun::between(from, range.end());
@@ -311,6 +317,17 @@ impl Drop for Agent {
             self.quarantine.run(),
         ] {
             tables.remove_agent_mapping(run);
+        }
+    }
+}
+
+/// Tries what waits for the app, with [`UNMERGE_PATIENCE`].
+fn patiently<T>(mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
+    let start = Instant::now();
+    loop {
+        let done = attempt();
+        if done.is_some() || start.elapsed() > UNMERGE_PATIENCE {
+            return done;
         }
     }
 }

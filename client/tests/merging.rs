@@ -141,6 +141,26 @@ fn a_run_across_mappings_merges() {
 }
 
 #[test]
+fn an_unmerge_waits_for_an_app_that_is_in_the_way() {
+    let mut rig = Rig::new();
+    let memory = rig.memory(8, page);
+    let arena = Arena::new(1, 8, page);
+    rig.merge(&memory, &arena);
+    let (space, all) = (rig.space, memory.run());
+    let (tell, told) = std::sync::mpsc::channel();
+    let app = std::thread::spawn(move || {
+        let held = space.hold_off();
+        tell.send(()).unwrap();
+        std::thread::sleep(2 * ksm_client::space::PATIENCE);
+        drop(held);
+    });
+    told.recv().unwrap();
+    assert_eq!(rig.unmerge(all), all.end());
+    app.join().unwrap();
+    assert!(!memory.is_shared(3));
+}
+
+#[test]
 fn pages_of_a_huge_page_merge() {
     let mut rig = Rig::new();
     let memory = Memory::map(1536);
@@ -150,15 +170,18 @@ fn pages_of_a_huge_page_merge() {
     for i in first..first + 512 {
         memory.write(i, &page(i));
     }
-    assert!(
-        memory.is_huge(first),
-        "transparent huge pages are not to be had here"
-    );
+    // A busy machine has no huge page at once, and one sooner or later.
+    let begin = Instant::now();
+    let patience = Duration::from_secs(240);
+    while !memory.is_huge(first) {
+        memory.try_collapse(first, 512);
+        assert!(begin.elapsed() < patience, "no huge page is to be had here");
+    }
     rig.space.register(memory.run()).unwrap();
     let arena = Arena::new(1, 1536, page);
     let slot = u32::try_from(first).unwrap() + 100;
     // The kernel splits no huge page that somebody looks at just then (DAMON, compaction): the engine orders it again.
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(240);
     loop {
         let outcomes = rig.map(&memory, first + 100, 200, &arena, slot);
         if outcomes.iter().all(|o| *o == DONE) {
@@ -459,9 +482,8 @@ fn a_stopped_app_inside_a_call_makes_the_agent_say_busy() {
     let memory = rig.memory(200, page);
     let arena = Arena::new(1, 200, page);
     let held = rig.space.hold_off();
-    let before = Instant::now();
+    // It comes back at all: an agent that waited for the app would wait for ever.
     assert_eq!(rig.map(&memory, 0, 200, &arena, 0), [Outcome::Busy; 200]);
-    assert!(before.elapsed() < Duration::from_secs(5));
     drop(held);
     rig.merge(&memory, &arena);
 }

@@ -111,6 +111,13 @@ impl Memory {
         unsafe { madvise(self.pointer(page).cast(), pages * PAGE_SIZE, advice) }.unwrap();
     }
 
+    /// Asks the kernel to make it a huge page.
+    pub fn try_collapse(&self, page: usize, pages: usize) {
+        let start = self.pointer(page).cast();
+        // SAFETY: the memory is ours, and stays as it is.
+        let _ = unsafe { libc::madvise(start, pages * PAGE_SIZE, libc::MADV_COLLAPSE) };
+    }
+
     pub fn protect_part(&self, page: usize, pages: usize, flags: MprotectFlags) {
         // SAFETY: the pages are part of the mapping, and tests know what they may do with them.
         let result = unsafe { mprotect(self.pointer(page).cast(), pages * PAGE_SIZE, flags) };
