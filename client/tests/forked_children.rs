@@ -6,9 +6,11 @@ use daemon_double::{App, DaemonDouble, pause, say, socket, wait_for};
 use ksm_client::{Client, Config, LinkState};
 use ksm_engine::page::PageRun;
 use rustix::process::{Pid, WaitOptions, waitpid};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const PAGES: usize = 8;
+/// What ends sooner is not connected: the steward's own time is longer.
+const CHILDHOOD: Duration = Duration::from_millis(40);
 
 fn run_of(region: &[u8]) -> PageRun {
     PageRun {
@@ -49,10 +51,12 @@ fn app_that_forks() {
     let mut region = client.allocate(PAGES * 4096).expect("memory");
     region.fill(0x5a);
     say_run(run_of(&region));
-    for _ in 0..20 {
+    let lived_long = (0..20).filter(|_| {
+        let forked = Instant::now();
         reap(fork(|| assert!(region.iter().all(|byte| *byte == 0x5a))));
-    }
-    say("brief ones are done");
+        forked.elapsed() >= CHILDHOOD
+    });
+    say(&lived_long.count().to_string());
     pause();
     let child = fork(|| {
         say(&std::process::id().to_string());
@@ -76,10 +80,16 @@ fn a_child_that_lives_registers_what_it_inherited_and_brief_ones_cost_no_connect
     let mut parent = daemon.welcome();
     let inherited = app.hear_run();
     parent.await_registration(inherited);
-    assert_eq!(app.hear(), "brief ones are done");
+    // On a busy machine ending at once can take long, and is then no different from living.
+    let lived_long = app.hear_numbers()[0];
+    let mut callers = 0;
+    while daemon.has_caller(Duration::from_millis(200)) {
+        drop(daemon.accept());
+        callers += 1;
+    }
     assert!(
-        !daemon.has_caller(Duration::from_millis(200)),
-        "a child that ended at once connected"
+        callers <= lived_long,
+        "{callers} connected, {lived_long} did not end at once"
     );
     app.go_on();
     let child = app.hear_numbers()[0];

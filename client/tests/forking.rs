@@ -20,7 +20,7 @@ fn a_fork_in_the_middle_of_merging_finds_no_holes() {
     let arena = Arena::new(1, PAGES, page);
     let stop = AtomicBool::new(false);
     let merges = AtomicU64::new(0);
-    let deadline = Instant::now() + Duration::from_secs(120);
+    let deadline = Instant::now() + Duration::from_secs(240);
     std::thread::scope(|scope| {
         let (memory, stop, merges) = (&memory, &stop, &merges);
         scope.spawn(move || {
@@ -100,7 +100,7 @@ fn pages_that_were_shared_by_a_fork_merge_afterwards_and_while_the_child_lives()
 
 /// Merges 32 pages from page `first` on, in several tries: the other tests of this process fork, too.
 fn merge_part(rig: &mut Rig, memory: &Memory, arena: &Arena, first: u32) {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(240);
     loop {
         let outcomes = rig.map(memory, first as usize, 32, arena, first);
         if outcomes == [Outcome::Done; 32] {

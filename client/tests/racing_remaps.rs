@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 const OWNED: usize = 32;
 const OWNERS: usize = 3;
 const PAGES: usize = OWNED * OWNERS;
-const DEADLINE: Duration = Duration::from_secs(120);
+const DEADLINE: Duration = Duration::from_secs(240);
 
 /// Owns pages until it is told to stop: changes one byte of one of them, looks at all, changes it back, looks again.
 fn own(memory: &Memory, owner: usize, stop: &AtomicBool, mut write: impl FnMut(usize, usize, u8)) {

@@ -22,7 +22,7 @@ const PAGES: usize = OWNED * OWNERS;
 /// Contents that a page can have; each is in the arena.
 const CONTENTS: usize = 4;
 const ENOUGH_MERGES: u64 = 5_000;
-const DEADLINE: Duration = Duration::from_secs(120);
+const DEADLINE: Duration = Duration::from_secs(240);
 
 /// What page `i` holds as its `k`th content. Contents of one page differ in some bytes only.
 fn content(i: usize, k: usize) -> PageBytes {

@@ -27,7 +27,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 /// Longer than a life takes on a busy machine.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(240);
 /// Pages that have their twins in the arenas, but for one.
 const EQUAL: usize = 8;
 const UNEQUAL: usize = 5;
@@ -199,8 +199,9 @@ fn live(scene: Scene, plan: Plan) -> (Scene, BTreeMap<Kind, usize>, usize) {
 fn fail_everywhere(times: usize) {
     let (mut scene, counts, _) = live(Scene::new(), Plan::nothing());
     assert!(counts.len() > 8, "too few kinds of calls: {counts:?}");
-    let (mut lives, mut injected) = (0, 0);
+    let (mut lives, mut injected, mut kinds) = (0, 0, 0);
     for (kind, count) in counts {
+        let before = injected;
         // What fails several times in a row is what lacks memory or is in the way for a moment.
         let passing = [Errno::NOMEM, Errno::AGAIN].map(Fault::Error);
         let faults = kind.faults().iter();
@@ -214,10 +215,11 @@ fn fail_everywhere(times: usize) {
             }
         }
         println!("{kind:?}: {count} calls in a life");
+        kinds += usize::from(injected > before);
     }
-    println!("{injected} calls failed in {lives} lives");
-    // How many descriptors are looked at for signs of pins depends on the tests that run beside this one.
-    assert!(injected > lives / 2, "{injected} in {lives} lives");
+    println!("{injected} calls of {kinds} kinds failed in {lives} lives");
+    // Not how many: what is looked at for signs of pins depends on the tests that run beside this one.
+    assert!(kinds > 8, "calls of {kinds} kinds failed");
 }
 
 #[test]
