@@ -4,6 +4,7 @@
 //! Every call is bounded in time, so that a daemon that hangs costs the app nothing.
 
 use crate::link_state::LinkState;
+use crate::sys::peer::peer_of;
 use crate::trust;
 use ksm_engine::digest::Salt;
 use ksm_engine::wire::{Hello, MessageBuffer, ToAgent, ToDaemon};
@@ -57,12 +58,11 @@ impl Link {
         // A smaller buffer of the host's choice takes most messages as well.
         let _ = sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER);
         connect(&socket, address).map_err(LinkState::NoDaemon)?;
-        let peer = sockopt::socket_peercred(&socket).map_err(LinkState::Failed)?;
-        if trust::is_trusted(&peer) {
+        let peer = peer_of(socket.as_fd()).map_err(LinkState::Failed)?;
+        if trust::is_trusted(peer) {
             Ok(Self { socket })
         } else {
-            let uid = peer.uid.as_raw();
-            Err(LinkState::Untrusted { uid })
+            Err(LinkState::Untrusted { uid: peer.uid })
         }
     }
 

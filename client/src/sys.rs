@@ -16,6 +16,7 @@ pub mod maps;
 pub mod memory;
 pub mod numa;
 pub mod pagemap;
+pub mod peer;
 pub mod read;
 pub mod remap;
 pub mod room;

@@ -4,7 +4,7 @@
 //! the overflow number for all of them. `ksmfs exec` sees the daemon before it makes such a namespace, and leaves the
 //! daemon's process id, which the kernel vouches for as well, in the environment.
 
-use rustix::net::UCred;
+use crate::sys::peer::Peer;
 use std::env;
 use std::sync::atomic::{AtomicI32, Ordering};
 
@@ -23,43 +23,48 @@ pub fn look_around() {
 
 /// Whether the daemon at the other end may be believed.
 #[must_use]
-pub fn is_trusted(peer: &UCred) -> bool {
+pub fn is_trusted(peer: Peer) -> bool {
     let vouched = VOUCHED.load(Ordering::Relaxed);
     trusts(peer, rustix::process::geteuid().as_raw(), vouched)
 }
 
-fn trusts(peer: &UCred, own: u32, vouched: i32) -> bool {
-    let uid = peer.uid.as_raw();
-    let is_vouched = peer.pid.as_raw_nonzero().get() == vouched;
+fn trusts(peer: Peer, own: u32, vouched: i32) -> bool {
+    let uid = peer.uid;
+    let pid = peer.pid.map(|pid| pid.as_raw_nonzero().get());
+    let is_vouched = pid == Some(vouched);
     uid == 0 || uid == own || uid == OVERFLOW && is_vouched
 }
 
 #[cfg(test)]
 mod tests {
     use super::trusts;
-    use rustix::net::UCred;
-    use rustix::process::{Gid, Pid, Uid};
+    use crate::sys::peer::Peer;
+    use rustix::process::Pid;
 
-    fn peer(uid: u32) -> UCred {
-        UCred {
-            pid: Pid::from_raw(7).unwrap(),
-            uid: Uid::from_raw(uid),
-            gid: Gid::from_raw(0),
+    fn peer(uid: u32) -> Peer {
+        Peer {
+            pid: Pid::from_raw(7),
+            uid,
         }
     }
 
     #[test]
     fn roots_and_the_own_daemon_are_trusted_and_no_other() {
-        assert!(trusts(&peer(0), 1000, 0));
-        assert!(trusts(&peer(1000), 1000, 0));
-        assert!(!trusts(&peer(1001), 1000, 7));
-        assert!(!trusts(&peer(1000), 0, 7));
+        assert!(trusts(peer(0), 1000, 0));
+        assert!(trusts(peer(1000), 1000, 0));
+        assert!(!trusts(peer(1001), 1000, 7));
+        assert!(!trusts(peer(1000), 0, 7));
     }
 
     #[test]
     fn a_daemon_without_a_number_is_trusted_if_it_was_vouched_for() {
-        assert!(trusts(&peer(65_534), 1000, 7));
-        assert!(!trusts(&peer(65_534), 1000, 8));
-        assert!(!trusts(&peer(65_534), 1000, 0));
+        assert!(trusts(peer(65_534), 1000, 7));
+        assert!(!trusts(peer(65_534), 1000, 8));
+        assert!(!trusts(peer(65_534), 1000, 0));
+        let outside = Peer {
+            pid: None,
+            ..peer(65_534)
+        };
+        assert!(!trusts(outside, 1000, 0), "it has no number here");
     }
 }

@@ -93,7 +93,9 @@ fn prepare(args: &ExecArgs) -> Result<Command, ExecError> {
     let socket = match running_daemon(args)? {
         Some(daemon) => {
             // In a user namespace the library cannot see any more whose it is.
-            command.env(trust::VARIABLE, daemon.pid().to_string());
+            if let Some(pid) = daemon.pid() {
+                command.env(trust::VARIABLE, pid.to_string());
+            }
             show(daemon)?
         }
         None => {

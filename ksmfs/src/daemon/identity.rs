@@ -4,6 +4,7 @@
 //! its own whose parent is the app, so the app's pid that it states must be its own or its parent's. The numbers it
 //! states are those of its own pid namespace, which the kernel's are not.
 
+use ksm_client::sys::peer::peer_of;
 use procfs::process::Process;
 use rustix::io::Errno;
 use rustix::process::Pid;
@@ -21,12 +22,12 @@ pub struct Credentials {
 /// Asks the kernel who is at the other end.
 ///
 /// # Errors
-/// When it does not say.
+/// When it does not say, and `ESRCH` when the peer has no number here: it lives outside of the daemon's container.
 pub fn credentials(socket: BorrowedFd<'_>) -> Result<Credentials, Errno> {
-    let found = rustix::net::sockopt::socket_peercred(socket)?;
+    let found = peer_of(socket)?;
     Ok(Credentials {
-        uid: found.uid.as_raw(),
-        pid: found.pid,
+        uid: found.uid,
+        pid: found.pid.ok_or(Errno::SRCH)?,
     })
 }
 

@@ -1,6 +1,7 @@
 //! A daemon that runs: whether it may be trusted, and where its files are.
 
 use crate::mountpoint;
+use ksm_client::sys::peer::peer_of;
 use ksm_client::trust;
 use ksm_engine::wire::{MAX_MESSAGE, MessageBuffer, MountDevice, ToAgent, ToDaemon};
 use rustix::io::Errno;
@@ -10,7 +11,7 @@ use rustix::net::{
     send, socket_with,
 };
 use rustix::process::Pid;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -41,7 +42,7 @@ pub enum ContactError {
 pub(super) struct Daemon {
     socket: PathBuf,
     device: MountDevice,
-    pid: Pid,
+    pid: Option<Pid>,
 }
 
 /// Asks the daemon that listens at `socket`.
@@ -49,10 +50,10 @@ pub(super) fn daemon_at(socket: &Path) -> Result<Daemon, ContactError> {
     let none = |errno| ContactError::NoDaemon(socket.into(), errno);
     let mute = |errno: Errno| ContactError::NoAnswer(socket.into(), errno.to_string());
     let connection = open(socket).map_err(none)?;
-    let peer = sockopt::socket_peercred(&connection).map_err(mute)?;
+    let peer = peer_of(connection.as_fd()).map_err(mute)?;
     trust::look_around();
-    if !trust::is_trusted(&peer) {
-        return Err(ContactError::Untrusted(socket.into(), peer.uid.as_raw()));
+    if !trust::is_trusted(peer) {
+        return Err(ContactError::Untrusted(socket.into(), peer.uid));
     }
     let mut buffer = Box::new(MessageBuffer([0; MAX_MESSAGE]));
     let len = ask(&connection, &mut buffer).map_err(mute)?;
@@ -101,8 +102,8 @@ impl Daemon {
             .ok_or_else(|| ContactError::MountNotSeen(self.socket.clone()))
     }
 
-    /// Its process id.
-    pub(super) fn pid(&self) -> Pid {
+    /// Its process id, if it has one here.
+    pub(super) fn pid(&self) -> Option<Pid> {
         self.pid
     }
 

@@ -1,5 +1,6 @@
 //! Real programs that know /sys/kernel/mm/ksm, and the ways in which others use it. docs/PROGRAMS.md lists them.
 
+mod container;
 mod ksmtuned;
 mod moving;
 mod node_exporter;
