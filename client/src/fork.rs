@@ -74,6 +74,38 @@ pub fn is_forking_here() -> bool {
     forking != 0 && forking == gettid().as_raw_pid()
 }
 
+/// A fork that the C library makes no handlers run for: a bare system call, or its `clone`. Nobody may return from the function
+/// that dropped it in the child before it is said which side this is.
+#[derive(Debug)]
+pub struct BareFork(&'static Space);
+
+impl BareFork {
+    /// Keeps the agent away; `None` if there is none to keep away, or the calling thread is inside a fork already.
+    #[must_use]
+    pub fn begin() -> Option<Self> {
+        let space = Space::get().filter(|_| !is_forking_here())?;
+        space.lock_for_fork();
+        FORKING.store(gettid().as_raw_pid(), Ordering::Relaxed);
+        Some(Self(space))
+    }
+
+    /// In the parent, also if there is no child.
+    pub fn end_in_parent(self) {
+        FORKING.store(0, Ordering::Relaxed);
+        self.0.unlock_parent();
+    }
+
+    /// In the child, which has its parent's merged pages. It gets no steward before it asks for something: the C library's
+    /// own locks may have been held by threads that are not here.
+    pub fn end_in_child(self) {
+        FORKING.store(0, Ordering::Relaxed);
+        self.0.reset_child();
+        if let Some(presence) = PRESENCE.get() {
+            presence.reset_in_child();
+        }
+    }
+}
+
 extern "C" fn before() {
     if let Some(space) = Space::get() {
         let joins = has_registered(space);

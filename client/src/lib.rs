@@ -32,7 +32,7 @@ mod word;
 
 pub use api::{Client, Config, FiguresError, RegionError, StartError, Status};
 pub use embedded::Embedded;
-pub use fork::is_forking_here;
+pub use fork::{BareFork, is_forking_here};
 pub use ksm_engine::wire::Figures;
 pub use link_state::LinkState;
 pub use region::MergeableRegion;

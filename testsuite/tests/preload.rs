@@ -87,6 +87,11 @@ fn what_is_written_to_a_page_in_a_pipe_is_in_the_pipe() {
 }
 
 #[test]
+fn calls_that_few_programs_make_mean_what_they_mean() {
+    run("rare_calls", &[]);
+}
+
+#[test]
 fn calls_that_start_and_end_merging_answer_as_the_kernel_does() {
     let stage = Stage::new();
     let program = stage.program("answers");

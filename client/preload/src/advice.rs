@@ -8,7 +8,8 @@ use crate::changing::{Changing, pages};
 use crate::mode;
 use crate::sandbox;
 use crate::suitable;
-use crate::sys::call::{Answer, Quiet, call};
+use crate::sys::call::{Answer, Quiet, call, wide};
+use crate::sys::vectors::Vectors;
 use ksm_client::Client;
 use ksm_client::space::Space;
 use ksm_client::space::treatment::Treatment;
@@ -36,6 +37,75 @@ pub fn madvise(addr: usize, len: usize, advice: i32) -> Answer {
         libc::MADV_KEEPONFORK => treat(addr, len, advice, Treatment::WipedInChildren, false),
         _ => raw(addr, len, advice),
     }
+}
+
+/// `process_madvise`. On oneself it is `madvise` of several ranges (Linux 6.13), of which it says how many bytes it came.
+pub fn process_madvise(fd: i32, vectors: usize, count: usize, advice: i32, flags: usize) -> Answer {
+    let number = usize::try_from(advice).unwrap_or(usize::MAX);
+    let make = |count| {
+        let arguments = [wide(fd), vectors, count, number, flags];
+        call(libc::SYS_process_madvise, arguments)
+    };
+    if !is_ours(advice) || Space::get().is_none() && !starts(advice) {
+        return make(count);
+    }
+    if sandbox::is_entered() {
+        // Whether it is oneself cannot be found out any more.
+        return Err(Errno::AGAIN);
+    }
+    if !names_this_process(fd) {
+        return make(count);
+    }
+    // What is wrong with the call as such.
+    make(0)?;
+    let (mut vectors, mut done) = (Vectors::new(vectors, count), 0);
+    while let Some(some) = vectors.next_some() {
+        for [start, len] in some.iter().copied() {
+            match madvise(start, len, advice) {
+                Ok(_) => done += len,
+                Err(errno) if done == 0 => return Err(errno),
+                Err(_) => return Ok(done),
+            }
+        }
+    }
+    match vectors.is_at_end() {
+        false if done == 0 => make(count),
+        _ => Ok(done),
+    }
+}
+
+/// Whether the kernel alone would do something else than we.
+fn is_ours(advice: i32) -> bool {
+    let others = [
+        libc::MADV_NORMAL,
+        libc::MADV_RANDOM,
+        libc::MADV_SEQUENTIAL,
+        libc::MADV_WILLNEED,
+        libc::MADV_COLD,
+        libc::MADV_PAGEOUT,
+    ];
+    !others.contains(&advice)
+}
+
+fn starts(advice: i32) -> bool {
+    [
+        libc::MADV_MERGEABLE,
+        libc::MADV_WIPEONFORK,
+        libc::MADV_DONTFORK,
+        libc::MADV_DONTDUMP,
+    ]
+    .contains(&advice)
+}
+
+/// Whether a descriptor of a process, or one of the numbers that need none (Linux 6.15), is this process.
+fn names_this_process(fd: i32) -> bool {
+    const SELVES: [i32; 2] = [-10_000, -10_001];
+    let own = || {
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
+        let id = info.lines().find_map(|line| line.strip_prefix("Pid:"))?;
+        Some(id.trim() == rustix::process::getpid().as_raw_pid().to_string())
+    };
+    SELVES.contains(&fd) || fd >= 0 && own().unwrap_or(false)
 }
 
 fn raw(addr: usize, len: usize, advice: i32) -> Answer {

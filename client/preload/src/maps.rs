@@ -5,9 +5,13 @@
 
 use crate::changing::{Changing, pages};
 use crate::mode;
+use crate::sandbox;
 use crate::suitable;
-use crate::sys::call::{Answer, call};
+use crate::sys::call::{Answer, call, wide};
+use crate::sys::vectors::segment_len;
+use ksm_client::space::Space;
 use ksm_engine::page::{PAGE_SIZE, PageRun};
+use rustix::io::Errno;
 
 /// `mmap`.
 pub fn mmap(
@@ -30,6 +34,26 @@ pub fn mmap(
         // Without room in the tables it stays as it is.
         let _ = changing.register(run);
     }
+    changing.end();
+    Ok(start)
+}
+
+/// `shmat`: with `SHM_REMAP` it takes the place of what is mapped there.
+pub fn shmat(id: libc::c_int, addr: usize, flags: libc::c_int) -> Answer {
+    let make = || call(libc::SYS_shmat, [wide(id), addr, wide(flags)]);
+    if flags & libc::SHM_REMAP == 0 || Space::get().is_none() {
+        return make();
+    }
+    if sandbox::is_entered() {
+        // How long the segment is cannot be found out any more.
+        return Err(Errno::NOMEM);
+    }
+    let len = segment_len(id)?;
+    let Some(mut changing) = Changing::begin() else {
+        return make();
+    };
+    let start = make()?;
+    changing.forget(pages(start, len));
     changing.end();
     Ok(start)
 }

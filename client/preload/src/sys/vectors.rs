@@ -1,12 +1,24 @@
 //! What a system call's arguments point to, looked at before the call is made.
 
+use super::call::{call, wide};
+use rustix::io::Errno;
 use std::ffi::c_int;
+use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
 
 /// A descriptor of the app's, for as long as its call takes. `None` if the number cannot be one.
 pub fn descriptor(fd: c_int) -> Option<BorrowedFd<'static>> {
     // SAFETY: it is not -1; system calls say so themselves if nothing is open under the number.
     (fd >= 0).then(|| unsafe { BorrowedFd::borrow_raw(fd) })
+}
+
+/// The bytes of a segment of shared memory.
+pub fn segment_len(id: c_int) -> Result<usize, Errno> {
+    let mut found = MaybeUninit::<libc::shmid_ds>::uninit();
+    let place = found.as_mut_ptr().expose_provenance();
+    call(libc::SYS_shmctl, [wide(id), wide(libc::IPC_STAT), place])?;
+    // SAFETY: the call has succeeded, and filled it in.
+    Ok(unsafe { found.assume_init() }.shm_segsz)
 }
 
 /// Vectors that are copied at a time.
@@ -28,6 +40,11 @@ impl Vectors {
             left: count,
             some: [[0; 2]; SOME],
         }
+    }
+
+    /// Whether all of them have been seen.
+    pub fn is_at_end(&self) -> bool {
+        self.left == 0
     }
 
     /// The next ones; `None` behind the last one, and where there is no memory: the call will say so.

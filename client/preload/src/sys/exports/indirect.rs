@@ -8,6 +8,7 @@ use crate::maps;
 use crate::mode;
 use crate::moving;
 use crate::pipes;
+use crate::processes;
 use crate::sandbox;
 use crate::sys::call::{Answer, call, set_errno};
 use rustix::io::Errno;
@@ -39,6 +40,11 @@ const fn ours() -> [u64; WORDS] {
         libc::SYS_prctl,
         libc::SYS_seccomp,
         libc::SYS_vmsplice,
+        libc::SYS_process_madvise,
+        libc::SYS_shmat,
+        libc::SYS_fork,
+        libc::SYS_clone,
+        libc::SYS_clone3,
     ];
     let mut bits = [0; WORDS];
     let mut i = 0;
@@ -62,7 +68,7 @@ pub unsafe extern "C" fn syscall() {
         "ja 2f",
         "lea rax, [rip + {ours}]",
         "bt qword ptr [rax], rdi",
-        "jc {look}",
+        "jc 4f",
         "2:",
         "mov rax, rdi",
         "mov rdi, rsi",
@@ -78,9 +84,31 @@ pub unsafe extern "C" fn syscall() {
         "3:",
         "mov rdi, rax",
         "jmp {fail}",
+        // Without a frame in between, too: whoever is to return on another stack goes on with the call.
+        "4:",
+        "cmp rdi, {clone}",
+        "jne 5f",
+        "test rdx, rdx",
+        "jnz 2b",
+        "test rsi, {vm}",
+        "jnz 2b",
+        "jmp {look}",
+        "5:",
+        "cmp rdi, {clone3}",
+        "jne {look}",
+        "test rsi, rsi",
+        "jz 2b",
+        "test qword ptr [rsi], {vm}",
+        "jnz 2b",
+        "cmp qword ptr [rsi + 40], 0",
+        "jne 2b",
+        "jmp {look}",
         ours = sym OURS,
         look = sym look,
         fail = sym fail,
+        clone = const libc::SYS_clone,
+        clone3 = const libc::SYS_clone3,
+        vm = const libc::CLONE_VM,
     )
 }
 
@@ -124,6 +152,10 @@ fn answer(number: c_long, [a, b, c, d, e, f]: [usize; 6]) -> Answer {
         libc::SYS_mremap => moving::mremap(a, b, c, d, e),
         libc::SYS_madvise => advice::madvise(a, b, int(c)),
         libc::SYS_vmsplice => pipes::vmsplice(int(a), b, c, d),
+        libc::SYS_process_madvise => advice::process_madvise(int(a), b, c, int(d), e),
+        libc::SYS_shmat => maps::shmat(int(a), b, int(c)),
+        libc::SYS_fork => processes::fork(number, []),
+        libc::SYS_clone | libc::SYS_clone3 => processes::fork(number, [a, b, c, d, e]),
         libc::SYS_prctl => mode::prctl(int(a), [b, c, d, e]),
         libc::SYS_seccomp => {
             let make = || call(number, [a, b, c]);

@@ -120,6 +120,37 @@ pub unsafe extern "C" fn madvise(addr: *mut c_void, len: usize, advice: c_int) -
     number(advice::madvise(addr.expose_provenance(), len, advice))
 }
 
+/// `process_madvise(2)`.
+///
+/// # Safety
+/// That of the call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn process_madvise(
+    fd: c_int,
+    vectors: *const c_void,
+    count: usize,
+    advice: c_int,
+    flags: c_uint,
+) -> isize {
+    let vectors = vectors.expose_provenance();
+    match advice::process_madvise(fd, vectors, count, advice, flags as usize) {
+        Ok(bytes) => bytes.cast_signed(),
+        Err(errno) => {
+            set_errno(errno);
+            -1
+        }
+    }
+}
+
+/// `shmat(2)`.
+///
+/// # Safety
+/// That of the call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn shmat(id: c_int, addr: *const c_void, flags: c_int) -> *mut c_void {
+    address(maps::shmat(id, addr.expose_provenance(), flags))
+}
+
 /// `posix_madvise(3)`: its `POSIX_MADV_DONTNEED` does nothing, and the others only advise.
 ///
 /// # Safety

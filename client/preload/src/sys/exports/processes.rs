@@ -6,6 +6,7 @@
 use crate::mode;
 use crate::sys::environment::Widened;
 use crate::sys::next::Next;
+use ksm_client::BareFork;
 use std::ffi::{c_char, c_int, c_void};
 
 type Strings = *const *const c_char;
@@ -20,6 +21,78 @@ type Spawn = unsafe extern "C" fn(
     Strings,
     Strings,
 ) -> c_int;
+
+type Entry = extern "C" fn(*mut c_void) -> c_int;
+type Clone = unsafe extern "C" fn(
+    Entry,
+    *mut c_void,
+    c_int,
+    *mut c_void,
+    *mut c_void,
+    *mut c_void,
+    *mut c_void,
+) -> c_int;
+
+/// What a child of `clone` begins with.
+struct Child {
+    entry: Entry,
+    argument: *mut c_void,
+    fork: std::cell::Cell<Option<BareFork>>,
+    mask: crate::sys::call::Quiet,
+}
+
+extern "C" fn child(begins: *mut c_void) -> c_int {
+    // SAFETY: `clone` below passed one, and the child has a copy of the stack that it is on.
+    let begins = unsafe { &*begins.cast::<Child>() };
+    if let Some(fork) = begins.fork.take() {
+        fork.end_in_child();
+    }
+    begins.mask.end_in_child();
+    (begins.entry)(begins.argument)
+}
+
+/// `clone(2)`, as the C library has it: with a function that the child runs on a stack of its own.
+///
+/// # Safety
+/// That of the call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn clone(
+    entry: Option<Entry>,
+    stack: *mut c_void,
+    flags: c_int,
+    argument: *mut c_void,
+    parent_id: *mut c_void,
+    storage: *mut c_void,
+    child_id: *mut c_void,
+) -> c_int {
+    // SAFETY: the type is that of the function on these machines, which pass arguments of `...` as others.
+    static NEXT: Next<Clone> = unsafe { Next::new(c"clone") };
+    let Some(next) = NEXT.get() else {
+        return missing();
+    };
+    let Some(entry) = entry else {
+        crate::sys::call::set_errno(rustix::io::Errno::INVAL);
+        return -1;
+    };
+    let copies = crate::processes::copies_memory(crate::sys::call::wide(flags));
+    if !copies || stack.is_null() || ksm_client::space::Space::get().is_none() {
+        // SAFETY: the caller's promise is the same.
+        return unsafe { next(entry, stack, flags, argument, parent_id, storage, child_id) };
+    }
+    let begins = Child {
+        entry,
+        argument,
+        mask: crate::sys::call::Quiet::begin(),
+        fork: std::cell::Cell::new(BareFork::begin()),
+    };
+    let passed = (&raw const begins).cast_mut().cast();
+    // SAFETY: the caller's promise is the same, and the child's copy of `begins` outlives what it is read for.
+    let made = unsafe { next(child, stack, flags, passed, parent_id, storage, child_id) };
+    if let Some(fork) = begins.fork.take() {
+        fork.end_in_parent();
+    }
+    made
+}
 
 /// The environment to pass on.
 fn widened(environment: Strings) -> Widened {
