@@ -14,6 +14,7 @@ mod merge;
 pub(crate) mod pins;
 mod remap;
 pub mod report;
+mod split;
 mod visit;
 mod zero;
 
@@ -257,9 +258,10 @@ impl Agent {
             }
             OrderRef::Donate { runs } if ready => self.donate(runs, out),
             OrderRef::Zero { runs } if ready => self.zero(runs, out),
+            OrderRef::Split { runs } if ready => self.split(runs, out),
             OrderRef::Map { arena: id, runs } if ready => self.map(id, arena, runs, out),
             OrderRef::Remap { arena: id, runs } if ready => self.remap(id, arena, runs, out),
-            OrderRef::Donate { runs } | OrderRef::Zero { runs } => {
+            OrderRef::Donate { runs } | OrderRef::Zero { runs } | OrderRef::Split { runs } => {
                 for run in runs {
                     out.outcome(*run, Outcome::Busy);
                 }

@@ -7,13 +7,14 @@
 //!
 //! The parts: [`mm`] address spaces and cursor, [`items`] rmap items, [`stable`] and [`unstable`] the trees,
 //! [`arenas`] slots, [`scan`] batches, [`visits`] what they look at, [`visit`] the merge routine, [`merge`] donations and mappings, [`retire`] moving
-//! out of sparse arenas, [`refile`] to fuller dups, [`control`] knobs, [`advisor`], [`outbox`] orders.
+//! out of sparse arenas, [`refile`] to fuller dups, [`huge`] parts of huge pages, [`control`] knobs, [`advisor`], [`outbox`] orders.
 
 mod advisor;
 mod arenas;
 mod audit;
 mod control;
 mod count;
+mod huge;
 mod items;
 mod merge;
 mod mm;
@@ -355,6 +356,9 @@ impl<S: SlotStore> Engine<S> {
             }
             (Purpose::Zero(runs), ReportRef::Done { outcomes }) => {
                 self.for_outcomes(mm, runs, outcomes, Self::zeroed)?;
+            }
+            (Purpose::Split(runs), ReportRef::Done { outcomes }) => {
+                self.for_outcomes(mm, runs, outcomes, Self::was_split)?;
             }
             (Purpose::Remap(runs), ReportRef::Done { outcomes }) => {
                 self.for_outcomes(mm, runs, outcomes, Self::remapped)?;

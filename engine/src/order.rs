@@ -54,7 +54,7 @@ pub struct VisitRun {
     pub start: u64,
     /// Number of pages.
     pub len: u32,
-    /// A [`VisitState`] as number, with or without [`FRAME_SHARED`].
+    /// A [`VisitState`] as number, with or without [`FRAME_SHARED`] and [`IN_HUGE_PAGE`].
     pub state: u32,
     /// For [`VisitState::Merged`]: the slot of the first page; the others follow it. For ordinary pages, if the visit was
     /// to say nodes: [`Slot::of_node`] of the NUMA node that all of them are on.
@@ -63,6 +63,8 @@ pub struct VisitRun {
 
 /// In [`VisitRun::state`]: a fork shares the frames of these ordinary pages with another process.
 pub const FRAME_SHARED: u32 = 1 << 8;
+/// In [`VisitRun::state`]: these ordinary pages are parts of huge pages.
+pub const IN_HUGE_PAGE: u32 = 1 << 9;
 
 impl VisitRun {
     /// The NUMA node of ordinary pages.
@@ -74,7 +76,13 @@ impl VisitRun {
     /// What was found.
     #[must_use]
     pub fn found(&self) -> Option<VisitState> {
-        VisitState::from_number(self.state & !FRAME_SHARED)
+        VisitState::from_number(self.state & !(FRAME_SHARED | IN_HUGE_PAGE))
+    }
+
+    /// Whether they are parts of huge pages.
+    #[must_use]
+    pub fn is_in_huge_page(&self) -> bool {
+        self.state & IN_HUGE_PAGE != 0
     }
 
     /// Whether another process has the same frames.
@@ -239,6 +247,11 @@ pub enum Order {
         /// The pages.
         runs: Vec<PageRun>,
     },
+    /// See [`OrderRef::Split`].
+    Split {
+        /// The pages.
+        runs: Vec<PageRun>,
+    },
     /// See [`OrderRef::Unmerge`].
     Unmerge {
         /// The pages.
@@ -277,6 +290,7 @@ impl Order {
                 runs,
             },
             Self::Zero { runs } => OrderRef::Zero { runs },
+            Self::Split { runs } => OrderRef::Split { runs },
             Self::Unmerge { range } => OrderRef::Unmerge { range: *range },
             Self::Count => OrderRef::Count,
             Self::Remap { arena, runs } => OrderRef::Remap {
@@ -321,6 +335,11 @@ pub enum OrderRef<'a> {
         /// The pages.
         runs: &'a [PageRun],
     },
+    /// Split the huge pages that these pages are parts of.
+    Split {
+        /// The pages.
+        runs: &'a [PageRun],
+    },
     /// Give every merged page of the range a private copy again, and forget what was seen of all of them.
     Unmerge {
         /// The pages.
@@ -352,7 +371,7 @@ pub enum ReportRef<'a> {
         /// One digest for each page of the `Calm` runs, in order.
         digests: &'a [Digest],
     },
-    /// To an order to donate, map, zero or remap: outcomes that cover its pages, in the order's order.
+    /// To an order to donate, map, zero, split or remap: outcomes that cover its pages, in the order's order.
     Done {
         /// The outcomes.
         outcomes: &'a [OutcomeRun],

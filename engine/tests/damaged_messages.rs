@@ -172,6 +172,7 @@ fn an_agent_survives_damaged_messages() {
         order(OrderRef::Map { arena, runs: &map }),
         order(OrderRef::Remap { arena, runs: &map }),
         order(OrderRef::Zero { runs: &runs }),
+        order(OrderRef::Split { runs: &runs }),
         order(OrderRef::Unmerge { range: RANGE }),
         order(OrderRef::Count),
     ]

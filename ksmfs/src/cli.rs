@@ -78,13 +78,16 @@ pub struct DaemonArgs {
     /// Let equal pages meet that smart_scan looks at in different scans; the kernel never merges some of them
     #[arg(long)]
     pub meet_phases: bool,
+    /// Treat parts of huge pages just as the kernel's KSM does, which loses sight of some of them for a scan
+    #[arg(long)]
+    pub huge_pages_as_ksmd: bool,
 }
 
 /// Arguments of `exec`.
 #[derive(Debug, Args)]
 pub struct ExecArgs {
     /// Use the daemon that listens here [default: as for `mount`, and one of the command's own if none runs]
-    #[arg(long, value_name = "PATH", conflicts_with_all = ["own", "run", "settings", "max_peers", "refile", "meet_phases"])]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["own", "run", "settings", "max_peers", "refile", "meet_phases", "huge_pages_as_ksmd"])]
     pub socket: Option<PathBuf>,
     /// Start a daemon for this command and its children, even if another one runs; so do the options below
     #[arg(long)]
@@ -114,7 +117,7 @@ impl ExecArgs {
     pub fn wants_own_daemon(&self) -> bool {
         let daemon = &self.daemon;
         let preset = daemon.run.is_some() || !daemon.settings.is_empty();
-        let extras = daemon.refile > 0 || daemon.meet_phases;
+        let extras = daemon.refile > 0 || daemon.meet_phases || daemon.huge_pages_as_ksmd;
         self.own || preset || extras || daemon.max_peers != DEFAULT_PEERS_PER_USER
     }
 }
@@ -149,6 +152,7 @@ impl DaemonArgs {
             extras: Extras {
                 refile_percent: self.refile,
                 meet_phases: self.meet_phases,
+                huge_pages_as_ksmd: self.huge_pages_as_ksmd,
             },
             ..Options::new(directory, socket)
         }
@@ -206,8 +210,10 @@ mod tests {
         let all = Extras {
             refile_percent: 5,
             meet_phases: true,
+            huge_pages_as_ksmd: true,
         };
-        assert_eq!(extras(&["--refile", "5", "--meet-phases"]), all);
+        let line = ["--refile", "5", "--meet-phases", "--huge-pages-as-ksmd"];
+        assert_eq!(extras(&line), all);
         assert!(Cli::try_parse_from(["ksmfs", "mount", "/m", "--refile", "101"]).is_err());
     }
 

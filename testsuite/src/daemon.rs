@@ -10,6 +10,7 @@ use tempfile::TempDir;
 #[derive(Debug)]
 pub struct Daemon {
     kit: PathBuf,
+    options: Vec<String>,
     dir: TempDir,
     child: Option<Child>,
 }
@@ -21,6 +22,15 @@ impl Daemon {
     /// When the daemon does not come up.
     #[must_use]
     pub fn start(kit: &str) -> Self {
+        Self::start_as(kit, &[])
+    }
+
+    /// The same with words that the kit knows more of.
+    ///
+    /// # Panics
+    /// When the daemon does not come up.
+    #[must_use]
+    pub fn start_as(kit: &str, options: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         // Processes of other users must reach the socket and the mount.
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
@@ -28,6 +38,7 @@ impl Daemon {
         std::fs::create_dir(dir.path().join("ksm")).expect("own directory");
         let mut daemon = Self {
             kit: kit.into(),
+            options: options.iter().map(ToString::to_string).collect(),
             dir,
             child: None,
         };
@@ -45,6 +56,7 @@ impl Daemon {
             .arg("daemon")
             .arg(self.mount())
             .arg(self.socket())
+            .args(&self.options)
             .stdin(Stdio::null())
             .spawn()
             .expect("the kit runs");

@@ -12,6 +12,8 @@ mod extras;
 mod free_running;
 #[path = "golden/host.rs"]
 mod host;
+#[path = "golden/huge_pages.rs"]
+mod huge_pages;
 #[path = "golden/knobs.rs"]
 mod knobs;
 #[path = "golden/leaving.rs"]

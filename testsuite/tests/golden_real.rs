@@ -11,6 +11,8 @@ mod frames;
 mod free_running;
 #[path = "golden_real/host.rs"]
 mod host;
+#[path = "golden/huge_pages.rs"]
+mod huge_pages;
 #[path = "golden/knobs.rs"]
 mod knobs;
 #[path = "golden/leaving.rs"]

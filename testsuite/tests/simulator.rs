@@ -62,6 +62,7 @@ fn extras(seed: u64) -> Extras {
     Extras {
         refile_percent: if seed.is_multiple_of(2) { 0 } else { 40 },
         meet_phases: seed % 4 > 1,
+        huge_pages_as_ksmd: seed % 8 > 3,
     }
 }
 

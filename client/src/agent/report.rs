@@ -2,7 +2,7 @@
 
 use crate::space::figures::Counters;
 use ksm_engine::order::{
-    FRAME_SHARED, MAX_RUNS, Outcome, OutcomeRun, ReportRef, VISIT_PAGES, VisitRun, VisitState,
+    MAX_RUNS, Outcome, OutcomeRun, ReportRef, VISIT_PAGES, VisitRun, VisitState,
 };
 use ksm_engine::page::{ArenaId, Digest, PageRun, Slot};
 use zerocopy::FromZeros;
@@ -41,9 +41,15 @@ impl ReportBuffer {
         self.visit_as(page, state, state as u32, slot);
     }
 
-    /// The same for an ordinary page whose frame another process has as well.
-    pub(super) fn visit_shared(&mut self, page: u64, state: VisitState, slot: Option<Slot>) {
-        self.visit_as(page, state, state as u32 | FRAME_SHARED, slot);
+    /// The same for an ordinary page of which there is more to say: `FRAME_SHARED`, `IN_HUGE_PAGE`.
+    pub(super) fn visit_with(
+        &mut self,
+        page: u64,
+        state: VisitState,
+        more: u32,
+        slot: Option<Slot>,
+    ) {
+        self.visit_as(page, state, state as u32 | more, slot);
     }
 
     fn visit_as(&mut self, page: u64, state: VisitState, number: u32, slot: Option<Slot>) {

@@ -13,7 +13,7 @@ use crate::sys::numa::nodes_of;
 use crate::sys::pagemap::{Found, PageIs, Pagemap};
 use crate::sys::read::{Memory, READ_RUNS, Reading};
 use ksm_engine::digest::Salt;
-use ksm_engine::order::VisitState;
+use ksm_engine::order::{FRAME_SHARED, IN_HUGE_PAGE, VisitState};
 use ksm_engine::page::{NumaNode, PageBytes, PageRun, Slot};
 use std::time::Instant;
 
@@ -52,6 +52,7 @@ impl Agent {
                 .has_relatives()
                 .then_some((&self.pagemap, &self.memory)),
             shared_now: false,
+            huge_now: false,
             out,
         };
         let mut at = range.start;
@@ -100,6 +101,8 @@ struct Visitor<'a> {
     relatives: Option<(&'a Pagemap, &'a Memory)>,
     /// So it is with the page that is being looked at.
     shared_now: bool,
+    /// It is part of a huge page.
+    huge_now: bool,
     out: &'a mut ReportBuffer,
 }
 
@@ -138,6 +141,7 @@ impl Visitor<'_> {
             if let Some(stop) = self.absent(tables, PageRun::between(at, run.start)) {
                 return stop;
             }
+            self.huge_now = is.contains(PageIs::HUGE);
             for page in run.start..run.end() {
                 let is_read = is_ordinary(is) && !self.is_skipped(page);
                 let (read, shared) = match is_read {
@@ -224,11 +228,9 @@ impl Visitor<'_> {
 
     fn report(&mut self, page: u64, state: VisitState, node: NumaNode) {
         let slot = Some(Slot::of_node(node));
-        if self.shared_now {
-            self.out.visit_shared(page, state, slot);
-        } else {
-            self.out.visit(page, state, slot);
-        }
+        let shared = if self.shared_now { FRAME_SHARED } else { 0 };
+        let huge = if self.huge_now { IN_HUGE_PAGE } else { 0 };
+        self.out.visit_with(page, state, shared | huge, slot);
         if state != VisitState::Skipped {
             self.left -= 1;
         }

@@ -29,6 +29,8 @@ bitflags! {
         const FILE = raw::PAGE_IS_FILE as u64;
         /// The kernel's zero page.
         const ZERO = raw::PAGE_IS_PFNZERO as u64;
+        /// Part of a huge page that is mapped as a whole.
+        const HUGE = raw::PAGE_IS_HUGE as u64;
     }
 }
 

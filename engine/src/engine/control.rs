@@ -74,7 +74,7 @@ impl Default for Knobs {
     }
 }
 
-/// What the kernel's KSM does not do: all of it off unless asked for.
+/// What the kernel's KSM does not do, and what we do better unless asked to do as it does: all of it off unless asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Extras {
     /// How many pages may be moved to fuller dups, in per cent of those that the full scan before visited. 0: none.
@@ -82,6 +82,9 @@ pub struct Extras {
     /// Whether equal pages meet that smart scan looks at in different scans. Not where pages do not merge across nodes: a
     /// page that is not looked at may have moved.
     pub meet_phases: bool,
+    /// Whether parts of huge pages are treated just as ksmd treats them: of two equal parts that meet one merges a scan later,
+    /// and zero ones are counted nowhere. Here that is no improvement, but exactly the kernel's.
+    pub huge_pages_as_ksmd: bool,
 }
 
 const DEFAULT_PAGES_TO_SCAN: u32 = 100;

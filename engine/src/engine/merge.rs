@@ -39,6 +39,7 @@ pub(crate) struct Plan {
     donate: Vec<(u64, NodeId)>,
     map: Vec<(u64, Slot)>,
     zero: Vec<u64>,
+    split: Vec<u64>,
     forget: Vec<u64>,
     remap: Vec<(u64, Slot)>,
     refile: Vec<(u64, Slot)>,
@@ -48,6 +49,7 @@ impl Plan {
     fn has_more_than_donations(&self) -> bool {
         !(self.map.is_empty()
             && self.zero.is_empty()
+            && self.split.is_empty()
             && self.forget.is_empty()
             && self.remap.is_empty()
             && self.refile.is_empty())
@@ -62,6 +64,7 @@ impl<S: SlotStore> Engine<S> {
     /// An item is equal to a merged page with room.
     pub(super) fn join(&mut self, item: ItemRef, node: NodeId) {
         self.forget_digest(item);
+        self.splits(item);
         self.attach(item, node);
         let domain = self.domain_of(item.mm());
         if let Some(founding) = domain.foundings.get_mut(&node) {
@@ -74,6 +77,8 @@ impl<S: SlotStore> Engine<S> {
     /// Two items that are merged with nothing yet are equal.
     pub(super) fn found(&mut self, item: ItemRef, partner: ItemRef, digest: crate::page::Digest) {
         let (now, numa) = (self.now, self.numa_of(item));
+        self.splits(item);
+        self.splits(partner);
         self.detach(partner);
         self.forget_digest(partner);
         self.forget_digest(item);
@@ -114,6 +119,10 @@ impl<S: SlotStore> Engine<S> {
         self.plan(item.mm()).zero.push(item.page());
     }
 
+    pub(super) fn plan_split(&mut self, item: ItemRef) {
+        self.plan(item.mm()).split.push(item.page());
+    }
+
     /// The agent has reported the digest of a page, but the report was lost: it is to start over with the page.
     pub(super) fn plan_forget(&mut self, item: ItemRef) {
         self.plan(item.mm()).forget.push(item.page());
@@ -148,6 +157,7 @@ impl<S: SlotStore> Engine<S> {
                     self.order_maps(mm, std::mem::take(&mut plan.map), map_order);
                     self.order_maps(mm, std::mem::take(&mut plan.remap), remap_order);
                     self.order_maps(mm, std::mem::take(&mut plan.refile), refile_order);
+                    self.order_splits(mm, &std::mem::take(&mut plan.split));
                     self.order_zeroes(mm, &std::mem::take(&mut plan.zero));
                     self.order_to_forget(mm, &std::mem::take(&mut plan.forget));
                     self.order_donation(mm, &mut plan.donate);
@@ -180,6 +190,14 @@ impl<S: SlotStore> Engine<S> {
                 let (order, purpose) = make(arena, map_runs(pages));
                 self.outbox.send(mm, order, purpose, self.now);
             }
+        }
+    }
+
+    fn order_splits(&mut self, mm: MmId, pages: &[u64]) {
+        for pages in pages.chunks(MAP_PAGES.min(MAX_RUNS)) {
+            let runs = page_runs(pages.iter().copied());
+            let order = Order::Split { runs: runs.clone() };
+            self.outbox.send(mm, order, Purpose::Split(runs), self.now);
         }
     }
 
@@ -505,6 +523,13 @@ impl<S: SlotStore> Engine<S> {
         }
     }
 
+    /// A huge page was split, or could not be: the next scan sees which.
+    pub(super) fn was_split(&mut self, item: ItemRef, outcome: Outcome) {
+        if outcome != Outcome::Done {
+            self.note(item.mm(), outcome);
+        }
+    }
+
     /// The agent of `mm` will not answer: everything it was to do counts as lost.
     pub(super) fn lose_orders(&mut self, mm: MmId) {
         for (id, sent) in self.outbox.withdraw(mm) {
@@ -523,6 +548,7 @@ impl<S: SlotStore> Engine<S> {
                 }
                 Purpose::Map(runs) => lost(self, runs, Self::mapped),
                 Purpose::Zero(runs) => lost(self, runs, Self::zeroed),
+                Purpose::Split(runs) => lost(self, runs, Self::was_split),
                 Purpose::Remap(runs) => lost(self, runs, Self::remapped),
                 Purpose::Refile(runs) => lost(self, runs, Self::refiled),
                 Purpose::Unmerge(_) => self.unmerge_lost(mm),

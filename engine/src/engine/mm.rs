@@ -1,5 +1,6 @@
 //! The registered address spaces and the scan cursor over them.
 
+use super::huge::HugePages;
 use super::items::ItemTable;
 use crate::order::VISIT_PAGES;
 use crate::page::{DomainId, MmId, PageRun};
@@ -33,6 +34,7 @@ pub(crate) struct Mm {
     pub(crate) stride: u64,
     /// A donation is on its way; the peer has one buffer.
     pub(crate) donating: bool,
+    pub(crate) huge_pages: HugePages,
 }
 
 impl Mm {
@@ -50,6 +52,7 @@ impl Mm {
             shrunk: false,
             stride: VISIT_PAGES.into(),
             donating: false,
+            huge_pages: HugePages::default(),
         }
     }
 

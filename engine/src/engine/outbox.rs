@@ -18,6 +18,7 @@ pub(crate) enum Purpose {
     Donate(Vec<NodeId>),
     Map(Vec<PageRun>),
     Zero(Vec<PageRun>),
+    Split(Vec<PageRun>),
     Unmerge(PageRun),
     /// An unmerge of pages that are not merged, so that the agent hashes them anew.
     Forget,

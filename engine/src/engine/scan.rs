@@ -138,6 +138,7 @@ impl<S: SlotStore> Engine<S> {
         for domain in self.domains.values_mut() {
             domain.unstable.reset();
         }
+        self.forget_huge_pages();
         self.list.start();
     }
 

@@ -20,6 +20,8 @@ struct Seen {
     node: NumaNode,
     /// A fork shares its frame with another process.
     shares_frame: bool,
+    /// It is part of a huge page, and that makes a difference.
+    in_huge_page: bool,
 }
 
 impl<S: SlotStore> Engine<S> {
@@ -57,6 +59,7 @@ impl<S: SlotStore> Engine<S> {
                         run.node()
                     },
                     shares_frame: run.shares_frames(),
+                    in_huge_page: self.extras.huge_pages_as_ksmd && run.is_in_huge_page(),
                 };
                 self.decide_page(ItemRef::new(id, page), seen);
             }
@@ -71,6 +74,7 @@ impl<S: SlotStore> Engine<S> {
             slot,
             node,
             shares_frame,
+            in_huge_page,
         } = seen;
         let new = self.item(item).state == State::Absent;
         if state == VisitState::Skipped {
@@ -81,6 +85,9 @@ impl<S: SlotStore> Engine<S> {
                 self.meet_in_passing(item);
             }
             return;
+        }
+        if in_huge_page && self.vanished_in_split(item, state == VisitState::CalmZero) {
+            return self.forget_item(item.mm(), item.page());
         }
         self.tally.scanned += 1;
         let doubted = self
@@ -107,7 +114,8 @@ impl<S: SlotStore> Engine<S> {
             // Whatever the agent remembers of the address: without an item there was no page, and this is its first visit.
             (VisitState::Calm, Some(digest)) if new => self.set_digest(item, digest),
             (VisitState::CalmZero, _) if new => {}
-            (VisitState::CalmZero, _) if self.knobs.use_zero_pages => {
+            // Splitting has put the kernel's own zero page there; ksmd goes on with what it had looked at.
+            (VisitState::CalmZero, _) if self.knobs.use_zero_pages && !self.split(item) => {
                 self.forget_digest(item);
                 self.plan_zero(item);
             }
@@ -249,7 +257,9 @@ impl<S: SlotStore> Engine<S> {
 
     fn meet(&mut self, item: ItemRef, twin: ItemRef, digest: Digest) {
         let answers = self.mms.get(twin.mm()).is_some_and(Mm::answers);
-        if answers && !self.have_one_frame(item, twin) {
+        if self.are_in_one_huge_page(item, twin) {
+            self.split(item);
+        } else if answers && !self.have_one_frame(item, twin) {
             self.found(item, twin, digest);
         }
     }

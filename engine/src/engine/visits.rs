@@ -10,7 +10,7 @@ use super::items::RmapItem;
 use super::mm::Mm;
 use super::outbox::Purpose;
 use super::scan::Ksmd;
-use crate::order::{MAX_RUNS, Order, OrderId, VISIT_PAGES, VisitRun, VisitState};
+use crate::order::{MAX_RUNS, Order, OrderId, VISIT_PAGES, VisitRun};
 use crate::page::{Digest, MmId, PageRun};
 use crate::store::SlotStore;
 use smallvec::SmallVec;
@@ -63,17 +63,6 @@ pub(crate) struct Visited {
     pub(crate) digests: Vec<Digest>,
 }
 
-impl Visited {
-    /// Pages that count for the batch.
-    fn counted(&self) -> u64 {
-        let counts = |run: &&VisitRun| run.found() != Some(VisitState::Skipped);
-        self.runs
-            .iter()
-            .filter(counts)
-            .map(|run| u64::from(run.len))
-            .sum()
-    }
-}
 impl<S: SlotStore> Engine<S> {
     fn foundings(&self) -> usize {
         self.domains
@@ -307,10 +296,11 @@ impl<S: SlotStore> Engine<S> {
         bounded: bool,
         report: &Visited,
     ) {
-        let counted = report.counted();
-        self.batch_mut().visited += counted;
         let looked_at = PageRun::between(range.start, report.end);
+        let before = self.tally.scanned;
         self.decide(id, looked_at, report);
+        let counted = self.tally.scanned - before;
+        self.batch_mut().visited += counted;
         if let Some(mm) = self.mms.get_mut(id) {
             mm.stride = next_stride(mm.stride, looked_at.len, report.runs.len());
         }

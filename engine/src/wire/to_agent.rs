@@ -80,6 +80,7 @@ const UNMERGE: u16 = 8;
 const REMAP: u16 = 9;
 const MOUNT: u16 = 10;
 const COUNT: u16 = 11;
+const SPLIT: u16 = 12;
 /// The bit of a visit's limit that asks for NUMA nodes.
 const SAY_NODES: u32 = 32;
 const NONE: &[u8] = &[];
@@ -124,6 +125,7 @@ impl<'a> ToAgent<'a> {
                         NONE,
                     ),
                     OrderRef::Zero { runs } => encode(buffer, header(ZERO), runs, NONE),
+                    OrderRef::Split { runs } => encode(buffer, header(SPLIT), runs, NONE),
                     OrderRef::Unmerge { range } => {
                         let scalars = [range.start, range.len, 0];
                         encode(buffer, header(UNMERGE).scalars(scalars), NONE, NONE)
@@ -200,6 +202,11 @@ impl<'a> ToAgent<'a> {
                 let runs = array::<PageRun>(header, body)?;
                 check_total(runs.iter().copied(), MAP_PAGES)?;
                 OrderRef::Zero { runs }
+            }
+            SPLIT => {
+                let runs = array::<PageRun>(header, body)?;
+                check_total(runs.iter().copied(), MAP_PAGES)?;
+                OrderRef::Split { runs }
             }
             UNMERGE => {
                 bare(header, body)?;

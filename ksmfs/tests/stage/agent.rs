@@ -195,6 +195,9 @@ fn owned(order: OrderRef<'_>) -> Order {
         OrderRef::Zero { runs } => Order::Zero {
             runs: runs.to_vec(),
         },
+        OrderRef::Split { runs } => Order::Split {
+            runs: runs.to_vec(),
+        },
         OrderRef::Unmerge { range } => Order::Unmerge { range },
         OrderRef::Count => Order::Count,
         OrderRef::Remap { arena, runs } => Order::Remap {

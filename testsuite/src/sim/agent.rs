@@ -9,7 +9,7 @@ use super::process::{Page, Process, Seen};
 use super::{Content, check};
 use ksm_engine::digest::Salt;
 use ksm_engine::order::{
-    FRAME_SHARED, MapRun, Order, Outcome, OutcomeRun, ReportRef, VisitRun, VisitState,
+    FRAME_SHARED, IN_HUGE_PAGE, MapRun, Order, Outcome, OutcomeRun, ReportRef, VisitRun, VisitState,
 };
 use ksm_engine::page::{ArenaId, Digest, PageRun, Slot};
 
@@ -105,6 +105,7 @@ impl Process {
                 })
             }
             Order::Zero { runs } => self.each_page(runs, mood, Self::zero),
+            Order::Split { runs } => self.each_page(runs, mood, Self::split),
             Order::Unmerge { range } => {
                 let end = range.end().min(range.start.saturating_add(willing.into()));
                 for page in range.start..end {
@@ -188,7 +189,12 @@ impl Process {
             } else {
                 0
             };
-            push_visit(&mut runs, page, state, shared, slot);
+            let huge = if ordinary && self.is_huge(page) {
+                IN_HUGE_PAGE
+            } else {
+                0
+            };
+            push_visit(&mut runs, page, state, shared | huge, slot);
         }
         Answer::Visited {
             end,
@@ -282,6 +288,7 @@ impl Process {
             Ok(content) => content,
             Err(outcome) => return outcome,
         };
+        self.split_huge(page);
         if content != around.arenas.content(frame) {
             return Outcome::Changed;
         }
@@ -292,8 +299,22 @@ impl Process {
         Outcome::Done
     }
 
-    fn zero(&mut self, page: u64) -> Outcome {
+    fn split(&mut self, page: u64) -> Outcome {
         match self.hold(page) {
+            Ok(_) => {
+                self.split_huge(page);
+                Outcome::Done
+            }
+            Err(outcome) => outcome,
+        }
+    }
+
+    fn zero(&mut self, page: u64) -> Outcome {
+        let held = self.hold(page);
+        if held.is_ok() {
+            self.split_huge(page);
+        }
+        match held {
             Ok(Content::ZERO) => {
                 self.pages.insert(page, Page::Zeroed);
                 self.frames.remove(&page);
@@ -341,14 +362,14 @@ fn slots(daemon: u32, arena: ArenaId, runs: &[MapRun]) -> impl Fn(u64) -> Frame 
     }
 }
 
-fn push_visit(runs: &mut Vec<VisitRun>, page: u64, state: VisitState, shared: u32, slot: Slot) {
+fn push_visit(runs: &mut Vec<VisitRun>, page: u64, state: VisitState, more: u32, slot: Slot) {
     let has_slot = matches!(state, VisitState::Merged | VisitState::Foreign);
     if let Some(last) = runs.last_mut() {
         let next = Slot {
             index: last.slot.index + last.len,
             ..last.slot
         };
-        let same = last.state == state as u32 | shared && last.pages().end() == page;
+        let same = last.state == state as u32 | more && last.pages().end() == page;
         if same && (if has_slot { next } else { last.slot }) == slot {
             last.len += 1;
             return;
@@ -357,7 +378,7 @@ fn push_visit(runs: &mut Vec<VisitRun>, page: u64, state: VisitState, shared: u3
     runs.push(VisitRun {
         start: page,
         len: 1,
-        state: state as u32 | shared,
+        state: state as u32 | more,
         slot,
     });
 }

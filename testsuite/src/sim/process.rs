@@ -29,6 +29,9 @@ pub enum Page {
     Zeroed,
 }
 
+/// Pages of a huge page.
+const HUGE: u64 = 512;
+
 /// What the agent remembers of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Seen {
@@ -90,6 +93,8 @@ pub struct Process {
     pub(crate) frames: BTreeMap<u64, Rc<()>>,
     /// The process that it was forked from.
     pub(crate) parent: Option<u32>,
+    /// Numbers of the huge pages that are mapped as a whole.
+    pub(crate) huge: BTreeSet<u64>,
 }
 
 impl Process {
@@ -112,6 +117,7 @@ impl Process {
             inherited: BTreeSet::new(),
             frames: BTreeMap::new(),
             parent: None,
+            huge: BTreeSet::new(),
         }
     }
 
@@ -142,8 +148,31 @@ impl Process {
             mergeable: self.mergeable.clone(),
             nodes: self.nodes.clone(),
             may_pin: self.may_pin,
+            huge: self.huge.clone(),
             inherited: self.pages.keys().copied().collect(),
             ..Self::new(pid, self.domain)
+        }
+    }
+
+    /// Whether the page is part of a huge page.
+    #[must_use]
+    pub fn is_huge(&self, page: u64) -> bool {
+        self.huge.contains(&(page / HUGE))
+    }
+
+    /// The kernel gives memory that the app has written to a huge page.
+    pub fn make_huge(&mut self, page: u64) {
+        self.huge.insert(page / HUGE);
+    }
+
+    /// The kernel splits it, and its parts that are zero become the zero page.
+    pub(crate) fn split_huge(&mut self, page: u64) {
+        let number = page / HUGE;
+        if self.huge.remove(&number) {
+            let parts = self.pages.range_mut(number * HUGE..(number + 1) * HUGE);
+            for (_, part) in parts.filter(|(_, part)| **part == Page::Private(Content::ZERO)) {
+                *part = Page::ReadOnce;
+            }
         }
     }
 

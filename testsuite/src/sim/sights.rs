@@ -23,6 +23,7 @@ impl Sights {
             Order::Donate { .. } => "donate",
             Order::Map { .. } => "map",
             Order::Zero { .. } => "zero",
+            Order::Split { .. } => "split",
             Order::Unmerge { .. } => "unmerge",
             Order::Remap { .. } => "remap",
             Order::Count => "count",

@@ -3,6 +3,7 @@
 //! Time passes when a scenario says so. Scenarios that look further than at files and processes do so through `world`.
 
 use crate::scenario::Row;
+use ksm_engine::engine::Extras;
 use ksm_engine::knobs::{KsmFile, WriteError};
 use ksm_engine::page::{DomainId, PageRun};
 use ksm_engine::wire::Figures;
@@ -31,6 +32,16 @@ impl Host {
             world: World::new(ksm_engine::store::ARENA_SLOTS),
             rows: Vec::new(),
         }
+    }
+
+    /// The same where parts of huge pages are treated as ksmd treats them.
+    pub fn bare_as_ksmd() -> Self {
+        let mut host = Self::bare();
+        host.world.set_extras(Extras {
+            huge_pages_as_ksmd: true,
+            ..Extras::default()
+        });
+        host
     }
 
     /// Writes a knob, and waits until the write is through.
@@ -68,6 +79,16 @@ impl Host {
         for page in run.start..run.end() {
             self.model(pid).write(page, Content(value));
         }
+    }
+
+    /// Has the kernel put huge pages where pages are written already.
+    pub fn make_huge(&mut self, pid: Pid, run: PageRun) {
+        (run.start..run.end()).for_each(|page| self.model(pid).make_huge(page));
+    }
+
+    /// Whether a page is part of a huge page.
+    pub fn is_huge(&mut self, pid: Pid, page: u64) -> bool {
+        self.model(pid).is_huge(page)
     }
 
     /// Reads pages that nobody has written to.

@@ -14,13 +14,21 @@ const OTHER_SLEEP: &str = "3600001";
 impl Host {
     /// A host with the kernel's defaults but for the pace, and these knobs.
     pub fn new(knobs: &[(KsmFile, &str)]) -> Self {
-        let mut host = Self::bare();
-        host.set(KsmFile::PagesToScan, "1000000");
-        host.set(KsmFile::SleepMillisecs, SLEEP);
+        Self::bare().prepared(knobs)
+    }
+
+    /// The same where parts of huge pages are treated as ksmd treats them.
+    pub fn like_ksmd(knobs: &[(KsmFile, &str)]) -> Self {
+        Self::bare_as_ksmd().prepared(knobs)
+    }
+
+    fn prepared(mut self, knobs: &[(KsmFile, &str)]) -> Self {
+        self.set(KsmFile::PagesToScan, "1000000");
+        self.set(KsmFile::SleepMillisecs, SLEEP);
         for (file, value) in knobs {
-            host.set(*file, value);
+            self.set(*file, value);
         }
-        host
+        self
     }
 
     /// Writes a knob that takes the value.

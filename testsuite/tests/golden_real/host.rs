@@ -27,10 +27,20 @@ pub struct Host {
 impl Host {
     /// A host with the kernel's defaults.
     pub fn bare() -> Self {
+        Self::with(Daemon::start(env!("CARGO_BIN_EXE_kit")))
+    }
+
+    /// The same where parts of huge pages are treated as ksmd treats them.
+    pub fn bare_as_ksmd() -> Self {
+        let kit = env!("CARGO_BIN_EXE_kit");
+        Self::with(Daemon::start_as(kit, &["huge-pages-as-ksmd"]))
+    }
+
+    fn with(daemon: Daemon) -> Self {
         Self {
             processes: Vec::new(),
             stage: Stage::new(),
-            daemon: Daemon::start(env!("CARGO_BIN_EXE_kit")),
+            daemon,
             rows: Vec::new(),
         }
     }
@@ -76,6 +86,16 @@ impl Host {
     /// Writes one content to pages, which are mapped where they are not.
     pub fn fill(&mut self, pid: Pid, run: PageRun, value: u64) {
         self.puppet(pid).fill(run, value);
+    }
+
+    /// Has the kernel put huge pages where pages are written already.
+    pub fn make_huge(&mut self, pid: Pid, run: PageRun) {
+        self.puppet(pid).make_huge(run);
+    }
+
+    /// Whether a page is part of a huge page.
+    pub fn is_huge(&mut self, pid: Pid, page: u64) -> bool {
+        self.puppet(pid).is_huge(page)
     }
 
     /// Reads pages that nobody has written to.

@@ -82,6 +82,18 @@ static int figures(void) {
     return 0;
 }
 
+/* Huge pages in the place of small ones, now. */
+static int collapse(void *at, size_t bytes) {
+    if (prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0) != 0)
+        return -1;
+    for (int tries = 0; tries < 100; tries++) {
+        if (madvise(at, bytes, 25 /* COLLAPSE */) == 0)
+            return 0;
+        usleep(10000);
+    }
+    return -1;
+}
+
 /* One pipe, for pages to be put into. */
 static int reader, writer;
 
@@ -140,6 +152,8 @@ static int obey(const char *order) {
         return munmap(at, bytes);
     if (!strcmp(verb, "move"))
         return mremap(at, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)(first * PAGE)) == MAP_FAILED ? -1 : 0;
+    if (!strcmp(verb, "collapse"))
+        return collapse(at, bytes);
     if (!strcmp(verb, "splice"))
         return splice_pages(at, bytes);
     if (!strcmp(verb, "drain"))

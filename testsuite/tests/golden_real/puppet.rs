@@ -136,6 +136,21 @@ impl Puppet {
         self.ask("touch", run, 0);
     }
 
+    /// Fails where the kernel has no memory in pieces of that size.
+    pub fn make_huge(&mut self, run: PageRun) {
+        self.ask("collapse", run, 0);
+    }
+
+    /// What `smaps` says of the mapping.
+    pub fn is_huge(&mut self, page: u64) -> bool {
+        let pid = self.pid.as_raw_pid();
+        let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).expect("it lives");
+        let address = format!("{:08x}-", page * PAGE_SIZE as u64);
+        let mut lines = smaps.lines().skip_while(|line| !line.starts_with(&address));
+        let huge = lines.find_map(|line| line.strip_prefix("AnonHugePages:"));
+        huge.expect("a mapping begins there").trim() != "0 kB"
+    }
+
     pub fn advise(&mut self, run: PageRun) {
         self.map(run);
         self.ask("advise", run, MADV_MERGEABLE);

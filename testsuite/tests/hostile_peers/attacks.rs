@@ -72,7 +72,9 @@ fn pretend(field: &Field, agent: &mut Agent, id: OrderId, order: &Order) -> bool
             let runs: Vec<_> = runs.iter().map(MapRun::pages).collect();
             all_done(agent, id, &runs)
         }
-        Order::Donate { runs } | Order::Zero { runs } => all_done(agent, id, runs),
+        Order::Donate { runs } | Order::Zero { runs } | Order::Split { runs } => {
+            all_done(agent, id, runs)
+        }
         Order::Unmerge { range } => {
             let report = ReportRef::Unmerged { end: range.end() };
             agent.offer(&ToDaemon::Report { order: id, report })

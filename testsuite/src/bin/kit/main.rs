@@ -16,7 +16,9 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     match words.as_slice() {
-        ["daemon", mount, socket] => serve::run(Path::new(mount), Path::new(socket)),
+        ["daemon", mount, socket, options @ ..] => {
+            serve::run(Path::new(mount), Path::new(socket), options)
+        }
         ["worker", socket, uid, pages] => {
             let (Ok(uid), Ok(pages)) = (uid.parse(), pages.parse()) else {
                 return ExitCode::from(2);
@@ -28,7 +30,7 @@ fn main() -> ExitCode {
         }
         _ => {
             eprintln!(
-                "usage: kit daemon MOUNT SOCKET | worker SOCKET UID PAGES | app SOCKET|kernel|none WORKLOAD PROCESS PAGES UID"
+                "usage: kit daemon MOUNT SOCKET [huge-pages-as-ksmd] | worker SOCKET UID PAGES | app SOCKET|kernel|none WORKLOAD PROCESS PAGES UID"
             );
             ExitCode::from(2)
         }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-pub(crate) fn run(mount: &Path, socket: &Path) -> ExitCode {
+pub(crate) fn run(mount: &Path, socket: &Path, words: &[&str]) -> ExitCode {
     testsuite::sys::end_with_parent();
     let mut signals = match signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM]) {
         Ok(signals) => signals,
@@ -12,7 +12,9 @@ pub(crate) fn run(mount: &Path, socket: &Path) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match ksmfs::mount(&ksmfs::Options::new(mount, socket)) {
+    let mut options = ksmfs::Options::new(mount, socket);
+    options.extras.huge_pages_as_ksmd = words.contains(&"huge-pages-as-ksmd");
+    match ksmfs::mount(&options) {
         Ok(running) => {
             signals.forever().next();
             running.stop();
