@@ -21,7 +21,6 @@ mod userfaults;
 
 /// Runs once, when the library has been loaded.
 pub(crate) fn begin() {
-    sys::patch::divert_own_calls();
     // Without memory for it now it is tried again when something is registered.
     let _ = ksm_client::Client::watch_forks();
     mode::inherit();

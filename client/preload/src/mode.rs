@@ -7,14 +7,17 @@ use crate::changing::Changing;
 use crate::sandbox;
 use crate::suitable;
 use crate::sys::call::{Answer, Quiet, call};
+use crate::sys::environment;
+use crate::sys::patch::divert_own_calls;
 use ksm_client::space::Space;
 use ksm_client::{Client, Config};
 use ksm_engine::page::PageRun;
 use rustix::io::Errno;
+use std::ffi::CStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// In the environment of a program that is to merge all of its memory.
-pub const VARIABLE: &str = "KSMFS_MEMORY_MERGE";
+pub const VARIABLE: &CStr = c"KSMFS_MEMORY_MERGE";
 
 static MERGES_ANY: AtomicBool = AtomicBool::new(false);
 
@@ -47,7 +50,11 @@ pub fn client() -> Result<Client, Errno> {
     match Client::current() {
         Some(client) => Ok(client),
         None if sandbox::is_entered() => Err(Errno::AGAIN),
-        None => Client::start(&Config::default()).map_err(|_| Errno::AGAIN),
+        None => {
+            // Before the client makes a thread.
+            divert_own_calls();
+            Client::start(&Config::default()).map_err(|_| Errno::AGAIN)
+        }
     }
 }
 
@@ -89,7 +96,7 @@ fn unmerge_everything(client: Client) -> Result<(), Errno> {
 
 /// At the start of a program: takes over what it inherits.
 pub fn inherit() {
-    let asked = std::env::var_os(VARIABLE).is_some_and(|value| value == "1");
+    let asked = environment::has(VARIABLE, c"1");
     let get = libc::PR_GET_MEMORY_MERGE.unsigned_abs() as usize;
     let set_it = libc::PR_SET_MEMORY_MERGE.unsigned_abs() as usize;
     let kernels = call(libc::SYS_prctl, [get, 0, 0, 0, 0]) == Ok(1);

@@ -7,7 +7,7 @@ use ksm_client::BareFork;
 
 /// Has the programs that this one starts merge all of their memory too, or not.
 pub fn say_in_environment(all: bool) {
-    environment::set(VARIABLE, all.then_some("1"));
+    environment::set(VARIABLE, all.then_some(c"1"));
 }
 
 /// Whether a call with these flags makes a process with a copy of the memory.

@@ -70,6 +70,14 @@ pub const fn wide(number: c_int) -> usize {
     (number as isize).cast_unsigned()
 }
 
+/// The calling thread's `errno`.
+pub fn errno() -> Errno {
+    // SAFETY: the C library gives every thread an errno.
+    let place = unsafe { libc::__errno_location() };
+    // SAFETY: the place is the calling thread's own.
+    Errno::from_raw_os_error(unsafe { *place })
+}
+
 /// Sets the calling thread's `errno`.
 pub fn set_errno(errno: Errno) {
     // SAFETY: the C library gives every thread an errno.

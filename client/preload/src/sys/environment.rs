@@ -4,13 +4,22 @@ use super::call::call;
 use std::ffi::{CStr, c_char};
 
 /// Sets or removes a variable. Like `setenv`, it must not run while another thread looks into the environment.
-pub fn set(name: &str, value: Option<&str>) {
-    match value {
-        // SAFETY: `prctl(PR_SET_MEMORY_MERGE)` is documented as a call that changes the environment.
-        Some(value) => unsafe { std::env::set_var(name, value) },
+pub fn set(name: &CStr, value: Option<&CStr>) {
+    // Without memory for it the programs that this one starts run unmerged.
+    let _ = match value {
+        // SAFETY: both are C strings, and `prctl(PR_SET_MEMORY_MERGE)` is documented as a call that changes the environment.
+        Some(value) => unsafe { libc::setenv(name.as_ptr(), value.as_ptr(), 1) },
         // SAFETY: as above.
-        None => unsafe { std::env::remove_var(name) },
-    }
+        None => unsafe { libc::unsetenv(name.as_ptr()) },
+    };
+}
+
+/// Whether a variable has this value. Uses no heap: it is asked at the start of every program.
+pub fn has(name: &CStr, value: &CStr) -> bool {
+    // SAFETY: the name is a C string.
+    let found = unsafe { libc::getenv(name.as_ptr()) };
+    // SAFETY: the C library gives a C string, which nobody changes while the program starts.
+    !found.is_null() && unsafe { CStr::from_ptr(found) } == value
 }
 
 /// What a program is told that is to merge all of its memory.

@@ -9,6 +9,7 @@ mod files;
 mod indirect;
 pub(super) mod maps;
 mod processes;
+mod threads;
 
 use super::call::{call, number, set_errno, wide};
 use crate::userfaults;

@@ -1,9 +1,10 @@
 //! Reaching the calls that the C library and the dynamic loader make by themselves.
 //!
 //! `free`, thread stacks, `dlclose` and the like change mappings without going through a symbol that could be taken
-//! over. But all of them call the same few short functions around a system call. At load, while there is one thread,
-//! the first bytes of these are replaced by jumps to ours. It is done through `/proc/self/mem`, which changes a private
-//! copy of the page and no protection: where that is refused, or the bytes are not what they are known to be, all
+//! over. But all of them call the same few short functions around a system call. While there is one thread, the first bytes of
+//! these are replaced by jumps to ours: before the first request to merge and before the first thread is made, whichever
+//! comes first, so that programs that do neither pay nothing. It is done through `/proc/self/mem`, which changes a
+//! private copy of the page and no protection: where that is refused, or the bytes are not what they are known to be, all
 //! stays as it was.
 
 use super::exports::maps;
@@ -11,6 +12,7 @@ use rustix::fs::{Mode, OFlags, open};
 use rustix::io::pwrite;
 use std::ffi::{CStr, c_void};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// `endbr64`, where the machine checks the targets of jumps.
 const LANDING: [u8; 4] = [0xF3, 0x0F, 0x1E, 0xFA];
@@ -46,8 +48,20 @@ fn sites() -> [Site; 6] {
     ]
 }
 
-/// Diverts the C library's own calls, and those of the dynamic loader. To be called while there is one thread.
+static DIVERTED: AtomicBool = AtomicBool::new(false);
+
+/// Diverts the C library's own calls, and those of the dynamic loader, unless that has been done. To be called while there is
+/// one thread.
 pub fn divert_own_calls() {
+    if DIVERTED.load(Ordering::Relaxed) || DIVERTED.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    let errno = super::call::errno();
+    divert_all();
+    super::call::set_errno(errno);
+}
+
+fn divert_all() {
     if cfg!(not(target_arch = "x86_64")) || !is_single_threaded() {
         return;
     }

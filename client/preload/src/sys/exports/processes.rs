@@ -75,6 +75,10 @@ pub unsafe extern "C" fn clone(
         return -1;
     };
     let copies = crate::processes::copies_memory(crate::sys::call::wide(flags));
+    if !copies {
+        // It may be a thread.
+        crate::sys::patch::divert_own_calls();
+    }
     if !copies || stack.is_null() || ksm_client::space::Space::get().is_none() {
         // SAFETY: the caller's promise is the same.
         return unsafe { next(entry, stack, flags, argument, parent_id, storage, child_id) };
