@@ -21,7 +21,7 @@ use crate::sys::memory::{Placed, page_of};
 use crate::sys::task::WAKE;
 use crate::trust;
 use ksm_engine::page::{PAGE_SIZE, PageRun};
-use ksm_engine::wire::{Figures, MessageBuffer, ToAgent, ToDaemon};
+use ksm_engine::wire::{Figures, MessageBuffer, MountDevice, ToAgent, ToDaemon};
 use rustix::io::Errno;
 use rustix::net::SocketAddrUnix;
 use rustix::process::{Pid, kill_process};
@@ -308,6 +308,11 @@ impl Client {
         Err(FiguresError(why))
     }
 
+    /// Says whether all memory of the process is to be merged, for others to be told: with the next [`Self::announce`].
+    pub fn say_merges_any(&self, all: bool) {
+        self.presence.merges_any.store(all, Ordering::Release);
+    }
+
     /// How merging goes in this process.
     #[must_use]
     pub fn status(&self) -> Status {
@@ -366,6 +371,21 @@ impl Client {
             presence.announce();
         }
     }
+}
+
+/// Asks the daemon where its files are, and which process id this process has for it. No client is started.
+#[must_use]
+pub fn locate() -> Option<MountDevice> {
+    let mut buffer = Placed::<MessageBuffer>::new().ok()?;
+    let all = addresses(&Config::default()).ok()?;
+    all.iter().flatten().find_map(|address| {
+        let link = Link::connect(address).ok()?;
+        link.send(&ToDaemon::Locate, &mut buffer).ok()?;
+        match link.answer(&mut buffer).ok()?.0 {
+            ToAgent::Mount(device) => Some(device),
+            _ => None,
+        }
+    })
 }
 
 /// The pages that an `madvise` of these bytes acts on; `None` for none.

@@ -30,7 +30,7 @@ mod tickets;
 pub mod trust;
 mod word;
 
-pub use api::{Client, Config, FiguresError, RegionError, StartError, Status};
+pub use api::{Client, Config, FiguresError, RegionError, StartError, Status, locate};
 pub use embedded::Embedded;
 pub use fork::{BareFork, is_forking_here};
 pub use ksm_engine::wire::Figures;

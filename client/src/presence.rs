@@ -70,6 +70,8 @@ pub struct Presence {
     fork: [AtomicU32; 2],
     /// The fork that this process came from, until it has joined.
     birth: [AtomicU32; 2],
+    /// Whether all memory of the process is to be merged, for the daemon to say so to others.
+    pub merges_any: AtomicBool,
     /// Attempts to connect that have come to an end.
     attempts: AtomicU32,
     /// Requests to send what is queued.
@@ -104,6 +106,7 @@ impl Presence {
             ledger: LedgerPlace::map()?,
             fork: Default::default(),
             birth: Default::default(),
+            merges_any: AtomicBool::new(false),
             attempts: AtomicU32::new(0),
             tickets: Tickets::default(),
         };

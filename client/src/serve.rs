@@ -53,6 +53,8 @@ pub struct Commission<'a> {
     pub salt: Salt,
     /// Room to work in.
     pub desk: &'a mut Desk,
+    /// What the daemon knows of [`Presence::merges_any`].
+    pub told_merges_any: bool,
 }
 
 /// What tells the agent to do something, or to end.
@@ -151,6 +153,7 @@ impl Commission<'_> {
     /// Follows orders until the connection ends.
     fn converse(&mut self, link: &Link, agent: &mut Agent, calls: &Calls) -> LinkState {
         let mut looks = 0;
+        self.told_merges_any = false;
         let first = self.send_notices(link);
         if let Err(state) =
             first.and_then(|()| link.send(&ToDaemon::AllSaid, &mut self.desk.outgoing))
@@ -193,6 +196,11 @@ impl Commission<'_> {
     /// Tells the daemon what was registered and unregistered.
     fn send_notices(&mut self, link: &Link) -> Result<(), LinkState> {
         self.presence.tickets.answer_after(|| {
+            let merges_any = self.presence.merges_any.load(Ordering::Acquire);
+            if merges_any != self.told_merges_any {
+                link.send(&ToDaemon::Mode { merges_any }, &mut self.desk.outgoing)?;
+                self.told_merges_any = merges_any;
+            }
             while let Some(notice) = self.presence.space.next_notice() {
                 let message = match notice {
                     Notice::Register(range) => ToDaemon::Register { range },

@@ -10,5 +10,6 @@ pub mod engine;
 pub mod knobs;
 pub mod order;
 pub mod page;
+pub mod process_file;
 pub mod store;
 pub mod wire;

@@ -161,7 +161,11 @@ fn an_agent_survives_damaged_messages() {
         },
         ToAgent::Refused(RefusalReason::TooMany),
         ToAgent::Figures(Figures::default()),
-        ToAgent::Mount(MountDevice { major: 0, minor: 9 }),
+        ToAgent::Mount(MountDevice {
+            major: 0,
+            minor: 9,
+            asker: 7,
+        }),
         order(OrderRef::Visit {
             range: RANGE,
             limit: 5,

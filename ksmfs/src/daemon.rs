@@ -14,16 +14,18 @@ mod regions;
 mod sys;
 mod talk;
 
-use crate::mailbox::{Inbox, ReadReply, Request, WriteReply};
+use crate::mailbox::{Inbox, ProcessReply, ReadReply, Request, WriteReply};
 use ksm_engine::arena::MemfdStore;
 use ksm_engine::engine::{Engine, Extras, Ticket, Written};
 use ksm_engine::knobs::{KsmFile, WriteError};
+use ksm_engine::process_file::ProcessFile;
 use ksm_engine::wire::{MAX_MESSAGE, MessageBuffer, MountDevice};
 use outbox::Outbox;
 use peers::{Peer, Peers, Role};
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
+use rustix::process::Pid;
 use rustix::time::ClockId;
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
@@ -94,6 +96,8 @@ enum Answer {
     Text(KsmFile, ReadReply),
     /// The figures of the process at a connection.
     Figures(u64),
+    /// The text of a file of a process.
+    Process(Pid, ProcessFile, ProcessReply),
 }
 
 impl std::fmt::Debug for Daemon {
@@ -229,9 +233,30 @@ impl Daemon {
                 }
             }
             Request::Write { file, value, reply } => self.write(file, &value, reply),
+            Request::FindProcess { pid, reply } => {
+                let process = process_id(pid).and_then(|pid| self.peers.process(pid));
+                reply(process.map(|(uid, _, _)| uid));
+            }
+            Request::ReadProcess { pid, file, reply } => self.read_process(pid, file, reply),
             // Served before all others.
             Request::Stop => {}
         }
+    }
+
+    fn read_process(&mut self, pid: u32, file: ProcessFile, reply: ProcessReply) {
+        let Some(pid) = process_id(pid) else {
+            return reply(None);
+        };
+        let mms: Vec<_> = self.peers.of_app(pid).collect();
+        match self.engine.count_zero_pages(|mm| mms.contains(&mm)) {
+            Written::Pending(ticket) => self.await_count(ticket, Answer::Process(pid, file, reply)),
+            Written::Done => reply(self.process_text(pid, file).as_deref()),
+        }
+    }
+
+    fn process_text(&self, pid: Pid, file: ProcessFile) -> Option<String> {
+        let (_, merges_any, is_mergeable) = self.peers.process(pid)?;
+        Some(file.text(&self.figures_of(pid), merges_any, is_mergeable))
     }
 
     fn await_count(&mut self, ticket: Ticket, answer: Answer) {
@@ -271,6 +296,9 @@ impl Daemon {
         for reader in ready {
             match reader.answer {
                 Answer::Text(file, reply) => reply(&self.engine.read(file)),
+                Answer::Process(pid, file, reply) => {
+                    reply(self.process_text(pid, file).as_deref());
+                }
                 Answer::Figures(token) => {
                     self.with_peer(token, |daemon, peer| daemon.send_figures(peer, buffer));
                 }
@@ -479,4 +507,8 @@ impl Daemon {
             Err(_) => self.accept_again = Some(self.started.elapsed() + ACCEPT_PAUSE),
         }
     }
+}
+
+fn process_id(number: u32) -> Option<Pid> {
+    i32::try_from(number).ok().and_then(Pid::from_raw)
 }

@@ -7,7 +7,7 @@
 mod unmappable;
 
 use crate::mailbox::{Mailbox, Request as KnobRequest};
-use crate::tree::{self, Attributes, Change, FILE_SIZE, OpenFile, ROOT, Tree};
+use crate::tree::{self, Attributes, Change, FILE_SIZE, OpenFile, ROOT, Shown, Tree};
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, IoctlFlags,
     KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags,
@@ -15,6 +15,7 @@ use fuser::{
     ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
     WriteFlags,
 };
+use ksm_engine::process_file::ProcessFile;
 use parking_lot::Mutex;
 use rustix::fs::{OFlags, XattrFlags};
 use std::ffi::OsStr;
@@ -51,6 +52,22 @@ impl KsmFs {
             unmappable: Unmappable::default(),
             _ended: ended,
         }
+    }
+
+    /// Has the engine's thread find the process that a hidden file is of.
+    fn find_process(
+        &self,
+        ino: u64,
+        pid: u32,
+        reply: impl FnOnce(Option<FileAttr>) + Send + 'static,
+    ) {
+        let of_user = self.tree.lock().hidden_attributes(ino, 0);
+        self.mailbox.post(KnobRequest::FindProcess {
+            pid,
+            reply: Box::new(move |uid| {
+                reply(uid.map(|uid| file_attr(&Attributes { uid, ..of_user })));
+            }),
+        });
     }
 
     fn opened(&self, handle: FileHandle) -> Result<Arc<OpenFile>, Errno> {
@@ -136,6 +153,16 @@ impl Filesystem for KsmFs {
         if parent.0 != ROOT {
             return reply.error(Errno::ENOTDIR);
         }
+        let hidden = name.to_str().and_then(ProcessFile::from_hidden_name);
+        if let Some((file, pid)) = hidden {
+            let ino = tree::hidden_inode(pid, file);
+            return self.find_process(ino, pid, |found| match found {
+                Some(attr) => {
+                    reply.entry_with_ttls(&ATTRIBUTE_TTL, &Duration::ZERO, &attr, Generation(0));
+                }
+                None => reply.error(Errno::ENOENT),
+            });
+        }
         let found = find(name).and_then(|ino| self.tree.lock().attributes(ino).ok());
         match found {
             Some(found) => {
@@ -147,6 +174,12 @@ impl Filesystem for KsmFs {
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        if let Some((pid, _)) = tree::hidden_file(ino.0) {
+            return self.find_process(ino.0, pid, |found| match found {
+                Some(attr) => reply.attr(&ATTRIBUTE_TTL, &attr),
+                None => reply.error(Errno::ESRCH),
+            });
+        }
         match self.tree.lock().attributes(ino.0) {
             Ok(attributes) => reply.attr(&ATTRIBUTE_TTL, &file_attr(&attributes)),
             Err(e) => reply.error(errno(e)),
@@ -219,10 +252,20 @@ impl Filesystem for KsmFs {
         if let Some(rest) = open.read_on(offset, size) {
             return reply.data(&rest);
         }
-        self.mailbox.post(KnobRequest::Read {
-            file: open.file,
-            reply: Box::new(move |text| reply.data(&open.read_fresh(text, offset, size))),
-        });
+        match open.shown {
+            Shown::Value(file) => self.mailbox.post(KnobRequest::Read {
+                file,
+                reply: Box::new(move |text| reply.data(&open.read_fresh(text, offset, size))),
+            }),
+            Shown::Process(pid, file) => self.mailbox.post(KnobRequest::ReadProcess {
+                pid,
+                file,
+                reply: Box::new(move |text| match text {
+                    Some(text) => reply.data(&open.read_fresh(text, offset, size)),
+                    None => reply.error(Errno::ESRCH),
+                }),
+            }),
+        }
     }
 
     fn write(
@@ -241,13 +284,13 @@ impl Filesystem for KsmFs {
             Ok(open) => open,
             Err(e) => return reply.error(e),
         };
-        let value = match tree::accepted_write(open.file, data) {
-            Ok(value) => value.to_vec(),
+        let (file, value) = match tree::accepted_write(open.shown, data) {
+            Ok((file, value)) => (file, value.to_vec()),
             Err(e) => return reply.error(errno(e)),
         };
         let written = u32::try_from(value.len()).unwrap_or(0);
         self.mailbox.post(KnobRequest::Write {
-            file: open.file,
+            file,
             value,
             reply: Box::new(move |outcome| match outcome {
                 Ok(()) => reply.written(written),

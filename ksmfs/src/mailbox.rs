@@ -6,6 +6,7 @@
 
 use crossbeam_channel::{Receiver, Sender};
 use ksm_engine::knobs::KsmFile;
+use ksm_engine::process_file::ProcessFile;
 use rustix::event::EventfdFlags;
 use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,6 +16,11 @@ use std::sync::Arc;
 pub type ReadReply = Box<dyn FnOnce(&str) + Send>;
 /// Takes the outcome of a write.
 pub type WriteReply = Box<dyn FnOnce(Result<(), Errno>) + Send>;
+
+/// Takes the text of a file of a process; `None` if that does not take part.
+pub type ProcessReply = Box<dyn FnOnce(Option<&str>) + Send>;
+/// Takes the user of a process; `None` if that does not take part.
+pub type UserReply = Box<dyn FnOnce(Option<u32>) + Send>;
 
 /// Something for the engine's thread to do.
 pub enum Request {
@@ -34,6 +40,22 @@ pub enum Request {
         /// Gets the outcome, perhaps much later.
         reply: WriteReply,
     },
+    /// Find a process that takes part.
+    FindProcess {
+        /// Its process id.
+        pid: u32,
+        /// Gets its user.
+        reply: UserReply,
+    },
+    /// Read a file of a process.
+    ReadProcess {
+        /// Its process id.
+        pid: u32,
+        /// Which file.
+        file: ProcessFile,
+        /// Gets the text.
+        reply: ProcessReply,
+    },
     /// End the thread.
     Stop,
 }
@@ -43,6 +65,8 @@ impl std::fmt::Debug for Request {
         match self {
             Self::Read { file, .. } => write!(f, "Read({file})"),
             Self::Write { file, .. } => write!(f, "Write({file})"),
+            Self::FindProcess { pid, .. } => write!(f, "FindProcess({pid})"),
+            Self::ReadProcess { pid, file, .. } => write!(f, "ReadProcess({pid}, {file:?})"),
             Self::Stop => f.write_str("Stop"),
         }
     }

@@ -109,6 +109,7 @@ pub fn device_at(path: &Path) -> Option<String> {
 pub fn number(device: &str) -> MountDevice {
     let parse = |(major, minor): (&str, &str)| {
         Some(MountDevice {
+            asker: 0,
             major: major.parse().ok()?,
             minor: minor.parse().ok()?,
         })

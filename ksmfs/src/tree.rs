@@ -8,6 +8,7 @@ mod extended;
 pub use extended::ExtendedAttributes;
 
 use ksm_engine::knobs::KsmFile;
+use ksm_engine::process_file::ProcessFile;
 use parking_lot::Mutex;
 use rustix::fs::{Gid, OFlags, Uid};
 use rustix::io::Errno;
@@ -28,6 +29,8 @@ const LENGTH_LIMIT: u64 = (1 << 31) - 1;
 
 const ANY_READ: u32 = 0o444;
 const ANY_WRITE: u32 = 0o222;
+/// As that of the kernel's files below `/proc/PID`.
+const HIDDEN_MODE: u32 = 0o400;
 
 /// Attributes of the directory or of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,11 +76,37 @@ pub struct Change {
     pub modified: Option<SystemTime>,
 }
 
+/// What a file shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// A value.
+    Value(KsmFile),
+    /// The merging of a process, in a file that is not listed.
+    Process(u32, ProcessFile),
+}
+
+/// Inodes from here on are hidden files: two for each process id.
+const FIRST_HIDDEN: u64 = 1 << 32;
+
+/// The inode of a hidden file.
+#[must_use]
+pub fn hidden_inode(pid: u32, file: ProcessFile) -> u64 {
+    FIRST_HIDDEN + 2 * u64::from(pid) + u64::from(file == ProcessFile::MergingPages)
+}
+
+/// Which hidden file has this inode.
+#[must_use]
+pub fn hidden_file(ino: u64) -> Option<(u32, ProcessFile)> {
+    let number = ino.checked_sub(FIRST_HIDDEN)?;
+    let pid = u32::try_from(number / 2).ok()?;
+    Some((pid, ProcessFile::ALL[usize::from(number % 2 == 1)]))
+}
+
 /// An open file, and what its last read has left of the text.
 #[derive(Debug)]
 pub struct OpenFile {
-    /// Which file.
-    pub file: KsmFile,
+    /// What it shows.
+    pub shown: Shown,
     rest: Mutex<Option<Rest>>,
 }
 
@@ -99,9 +128,9 @@ impl Rest {
 }
 
 impl OpenFile {
-    fn new(file: KsmFile) -> Self {
+    fn new(shown: Shown) -> Self {
         Self {
-            file,
+            shown,
             rest: Mutex::new(None),
         }
     }
@@ -229,8 +258,10 @@ impl Tree {
     /// EACCES where the mode gives nobody the access asked for: sysfs refuses that to root as well, whom the kernel's
     /// own check lets pass. EINVAL for `O_DIRECT`. EISDIR for the directory.
     pub fn open(&mut self, ino: u64, flags: OFlags) -> Result<u64, Errno> {
-        let file = file_of(ino)?;
-        let mode = self.attributes(ino)?.mode;
+        let (shown, mode) = match hidden_file(ino) {
+            Some((pid, file)) => (Shown::Process(pid, file), HIDDEN_MODE),
+            None => (Shown::Value(file_of(ino)?), self.attributes(ino)?.mode),
+        };
         let access = flags & OFlags::RWMODE;
         // The fourth access mode, both bits, gives neither access: nothing is refused then.
         let reads = access == OFlags::RDONLY || access == OFlags::RDWR;
@@ -243,8 +274,20 @@ impl Tree {
         }
         let handle = self.next_handle;
         self.next_handle += 1;
-        self.open.insert(handle, Arc::new(OpenFile::new(file)));
+        self.open.insert(handle, Arc::new(OpenFile::new(shown)));
         Ok(handle)
+    }
+
+    /// The attributes of a hidden file of a process of this user.
+    #[must_use]
+    pub fn hidden_attributes(&self, ino: u64, uid: u32) -> Attributes {
+        let directory = self.attributes[0];
+        Attributes {
+            ino,
+            mode: HIDDEN_MODE,
+            uid,
+            ..directory
+        }
     }
 
     /// The extended attributes of an inode.
@@ -297,11 +340,13 @@ pub fn refuse_allocation(offset: u64, length: u64) -> Errno {
 ///
 /// # Errors
 /// EIO for a read-only file: who gets here made it writable by chmod, and sysfs answers that.
-pub fn accepted_write(file: KsmFile, value: &[u8]) -> Result<&[u8], Errno> {
-    if !file.is_writable() {
-        return Err(Errno::IO);
+pub fn accepted_write(shown: Shown, value: &[u8]) -> Result<(KsmFile, &[u8]), Errno> {
+    match shown {
+        Shown::Value(file) if file.is_writable() => {
+            Ok((file, &value[..value.len().min(WRITE_LIMIT)]))
+        }
+        Shown::Value(_) | Shown::Process(..) => Err(Errno::IO),
     }
-    Ok(&value[..value.len().min(WRITE_LIMIT)])
 }
 
 #[cfg(test)]

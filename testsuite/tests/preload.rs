@@ -87,6 +87,11 @@ fn what_is_written_to_a_page_in_a_pipe_is_in_the_pipe() {
 }
 
 #[test]
+fn files_about_processes_are_current_in_descriptors_that_are_kept() {
+    run("stat_files", &[]);
+}
+
+#[test]
 fn calls_that_few_programs_make_mean_what_they_mean() {
     run("rare_calls", &[]);
 }

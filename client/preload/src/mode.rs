@@ -67,6 +67,7 @@ fn set(all: bool) -> Result<(), Errno> {
         let client = client()?;
         // Before the maps are listed: what is mapped meanwhile registers itself.
         MERGES_ANY.store(true, Ordering::Relaxed);
+        client.say_merges_any(true);
         if let Some(mut changing) = Changing::begin() {
             suitable::register_all(&mut changing);
         }
@@ -76,7 +77,11 @@ fn set(all: bool) -> Result<(), Errno> {
     } else {
         MERGES_ANY.store(false, Ordering::Relaxed);
         if let Some(client) = Client::current() {
+            client.say_merges_any(false);
             unmerge_everything(client)?;
+            if !sandbox::is_entered() {
+                client.announce();
+            }
         }
     }
     drop(quiet);

@@ -1,83 +1,123 @@
-//! `ksm_stat` and `ksm_merging_pages` of this process, below `/proc`, with our figures in the kernel's format.
+//! `ksm_stat` and `ksm_merging_pages` below `/proc`, with our figures in the kernel's format.
 //!
-//! Opening one gives a file in memory with what is true at that moment. Whoever keeps it open reads the same again.
+//! The daemon has them as hidden files of its mount, for each process that takes part: whoever keeps one open reads what is
+//! true at that moment. Where the mount is not to be seen (after a `chroot`, for instance), a process gets its own in a
+//! file in memory, as they are when it opens them.
 
 use crate::mode;
+use crate::sandbox;
 use ksm_client::space::Space;
-use ksm_client::{Client, Figures};
+use ksm_client::{Client, Figures, locate};
 use ksm_engine::page::PageRun;
-use rustix::fs::{MemfdFlags, SealFlags, SeekFrom};
-use std::ffi::CStr;
+use ksm_engine::process_file::ProcessFile;
+use ksm_engine::wire::MountDevice;
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, SeekFrom};
+use std::ffi::{CStr, OsString};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
 
-/// Files of ours.
+/// Whose files are asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum File {
-    Stat,
-    MergingPages,
+enum Whose {
+    Own,
+    /// Of the process with this number here.
+    Other(u32),
 }
 
 /// Opens a file of ours if `path` names one.
 pub fn open(path: &CStr, flags: libc::c_int) -> Option<OwnedFd> {
-    let file = which(path.to_bytes())?;
-    if flags & libc::O_PATH != 0 {
+    let (file, whose) = which(path.to_bytes())?;
+    let reads = flags & (libc::O_PATH | libc::O_ACCMODE) == libc::O_RDONLY;
+    if !reads || sandbox::is_entered() {
         return None;
     }
-    in_memory(text(file).as_bytes(), flags & libc::O_CLOEXEC != 0)
+    let takes_part = whose != Whose::Own || Client::current().is_some();
+    if let Some(live) = takes_part.then(|| hidden(file, whose, flags)).flatten() {
+        return Some(live);
+    }
+    match whose {
+        Whose::Own => in_memory(text(file).as_bytes(), flags & libc::O_CLOEXEC != 0),
+        Whose::Other(_) => None,
+    }
 }
 
-/// Which file of this process a path names.
-fn which(path: &[u8]) -> Option<File> {
+/// Which file of which process a path names.
+fn which(path: &[u8]) -> Option<(ProcessFile, Whose)> {
     let path = path.strip_prefix(b"/proc/")?;
     let (directory, name) = path.split_at(path.iter().rposition(|byte| *byte == b'/')?);
-    let file = match name {
-        b"/ksm_stat" => File::Stat,
-        b"/ksm_merging_pages" => File::MergingPages,
-        _ => return None,
-    };
+    let name = name.strip_prefix(b"/")?;
+    let is = |file: &ProcessFile| file.name().as_bytes() == name;
+    let file = ProcessFile::ALL.into_iter().find(is)?;
     let mut parts = directory.split(|byte| *byte == b'/');
-    let process = parts.next()?;
-    let own = match process {
-        b"self" | b"thread-self" => true,
-        number => {
-            number
-                == rustix::process::getpid()
-                    .as_raw_pid()
-                    .to_string()
-                    .as_bytes()
-        }
+    let whose = match parts.next()? {
+        b"self" | b"thread-self" => Whose::Own,
+        number => match std::str::from_utf8(number).ok()?.parse().ok()? {
+            number if number == own_number() => Whose::Own,
+            number => Whose::Other(number),
+        },
     };
-    let rest = (parts.next(), parts.next(), parts.next());
-    let own = own && matches!(rest, (None, None, None) | (Some(b"task"), Some(_), None));
-    own.then_some(file)
+    match (parts.next(), parts.next(), parts.next()) {
+        (None, None, None) | (Some(b"task"), Some(_), None) => Some((file, whose)),
+        _ => None,
+    }
 }
 
-fn text(file: File) -> String {
-    let none = Figures {
-        rmap_items: 0,
-        zero_pages: 0,
-        merging_pages: 0,
-        profit: 0,
+fn own_number() -> u32 {
+    rustix::process::getpid().as_raw_pid().unsigned_abs()
+}
+
+/// The daemon's file. Numbers of other processes are known only where the daemon counts as we do.
+fn hidden(file: ProcessFile, whose: Whose, flags: libc::c_int) -> Option<OwnedFd> {
+    let device = locate()?;
+    let number = match whose {
+        Whose::Own => device.asker,
+        Whose::Other(number) if device.asker == own_number() => number,
+        Whose::Other(_) => return None,
     };
+    let path = mount(device)?.join(file.hidden_name(number));
+    let flags = OFlags::from_bits_retain(flags.cast_unsigned());
+    let flags = flags.difference(OFlags::CREATE | OFlags::TRUNC | OFlags::EXCL);
+    rustix::fs::open(path, flags, Mode::empty()).ok()
+}
+
+/// Where the mount with this device number is seen.
+fn mount(device: MountDevice) -> Option<PathBuf> {
+    let wanted = format!("{}:{}", device.major, device.minor);
+    let mounts = std::fs::read("/proc/self/mountinfo").ok()?;
+    let lines = mounts.split(|byte| *byte == b'\n');
+    let places = lines.filter_map(|line| {
+        let mut words = line.split(|byte| *byte == b' ').skip(2);
+        let is_it = words.next()? == wanted.as_bytes();
+        // The root of the mount within its file system.
+        words.next()?;
+        is_it.then(|| unescaped(words.next().unwrap_or(&[])))
+    });
+    let number = rustix::fs::makedev(device.major, device.minor);
+    let leads_there = |path: &PathBuf| rustix::fs::stat(path).is_ok_and(|s| s.st_dev == number);
+    places.map(PathBuf::from).find(leads_there)
+}
+
+/// Blanks and the like are written as octal numbers in that file.
+fn unescaped(word: &[u8]) -> OsString {
+    let mut bytes = Vec::new();
+    let mut rest = word;
+    while let [first, after @ ..] = rest {
+        let escaped = after.get(..3).filter(|_| *first == b'\\');
+        let number = escaped
+            .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        bytes.push(number.unwrap_or(*first));
+        rest = if number.is_some() { &after[3..] } else { after };
+    }
+    OsString::from_vec(bytes)
+}
+
+fn text(file: ProcessFile) -> String {
     let client = Client::current();
-    let figures = client.and_then(|client| client.figures().ok());
-    let figures = figures.unwrap_or(none);
-    let yes = |is| if is { "yes" } else { "no" };
+    let figures: Option<Figures> = client.and_then(|client| client.figures().ok());
     let has_region =
         Space::get().is_some_and(|space| space.first_registered(PageRun::EVERYTHING).is_some());
-    match file {
-        File::MergingPages => format!("{}\n", figures.merging_pages),
-        File::Stat => format!(
-            "ksm_rmap_items {}\nksm_zero_pages {}\nksm_merging_pages {}\nksm_process_profit {}\n\
-             ksm_merge_any: {}\nksm_mergeable: {}\n",
-            figures.rmap_items,
-            figures.zero_pages,
-            figures.merging_pages,
-            figures.profit,
-            yes(mode::merges_any()),
-            yes(has_region),
-        ),
-    }
+    file.text(&figures.unwrap_or_default(), mode::merges_any(), has_region)
 }
 
 fn in_memory(text: &[u8], close_on_exec: bool) -> Option<OwnedFd> {

@@ -160,11 +160,18 @@ fn descriptors_are_harmless(task: BorrowedFd<'_>) -> Option<bool> {
         let in_dev =
             target.starts_with(b"/dev/") && !FILES_IN_DEV.iter().any(|dir| target.starts_with(dir));
         let is_file = target.starts_with(b"/") && !in_dev;
-        if !is_file || opened_direct(infos.as_fd(), name)? {
+        // Reads of the daemon's files go right into the reader's memory.
+        if !is_file || is_hidden(target) || opened_direct(infos.as_fd(), name)? {
             return Some(false);
         }
     }
     Some(true)
+}
+
+/// Whether it is one of the mount's files about a process, which some programs keep open.
+fn is_hidden(target: &[u8]) -> bool {
+    let name = target.rsplit(|byte| *byte == b'/').next().unwrap_or(&[]);
+    name.starts_with(b".ksm_")
 }
 
 fn opened_direct(infos: BorrowedFd<'_>, name: &CStr) -> Option<bool> {

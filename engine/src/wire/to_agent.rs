@@ -23,13 +23,16 @@ pub struct Figures {
     pub profit: i64,
 }
 
-/// Device number of the daemon's mount: whoever sees the mount finds it by that, at whatever path. 0:0 if there is none.
+/// Device number of the daemon's mount: whoever sees the mount finds it by that, at whatever path. 0:0 if there is none. And who
+/// has asked for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MountDevice {
     /// Major number.
     pub major: u32,
     /// Minor number.
     pub minor: u32,
+    /// Process id of whoever asked, as the daemon numbers it; 0 if nobody did.
+    pub asker: u32,
 }
 
 /// Why the daemon does not take a connection.
@@ -100,8 +103,12 @@ impl<'a> ToAgent<'a> {
                 NONE,
             ),
             Self::Figures(figures) => encode(buffer, Header::new(FIGURES), &[figures], NONE),
-            Self::Mount(MountDevice { major, minor }) => {
-                let header = Header::new(MOUNT).scalars([major.into(), minor.into(), 0]);
+            Self::Mount(MountDevice {
+                major,
+                minor,
+                asker,
+            }) => {
+                let header = Header::new(MOUNT).scalars([major.into(), minor.into(), asker.into()]);
                 encode(buffer, header, NONE, NONE)
             }
             Self::Order { id, order } => {
@@ -168,10 +175,11 @@ impl<'a> ToAgent<'a> {
             }
             MOUNT => {
                 bare(header, body)?;
-                let [major, minor, _] = header.scalars;
+                let [major, minor, asker] = header.scalars;
                 return Ok(Self::Mount(MountDevice {
                     major: number(major)?,
                     minor: number(minor)?,
+                    asker: number(asker)?,
                 }));
             }
             VISIT => {

@@ -38,6 +38,11 @@ pub enum ToDaemon<'a> {
         /// The pages.
         range: PageRun,
     },
+    /// Whether all memory of the process is to be merged (`PR_SET_MEMORY_MERGE`); without a word it is not.
+    Mode {
+        /// It is.
+        merges_any: bool,
+    },
     /// All has been said that was registered when the connection began.
     AllSaid,
     /// The report on an order.
@@ -59,6 +64,7 @@ const UNMERGED: u16 = 7;
 const LOCATE: u16 = 8;
 const COUNTED: u16 = 9;
 const ALL_SAID: u16 = 10;
+const MODE: u16 = 11;
 const NONE: &[u8] = &[];
 
 impl<'a> ToDaemon<'a> {
@@ -76,6 +82,10 @@ impl<'a> ToDaemon<'a> {
             Self::Query => encode(buffer, Header::new(QUERY), NONE, NONE),
             Self::Locate => encode(buffer, Header::new(LOCATE), NONE, NONE),
             Self::AllSaid => encode(buffer, Header::new(ALL_SAID), NONE, NONE),
+            Self::Mode { merges_any } => {
+                let header = Header::new(MODE).scalars([merges_any.into(), 0, 0]);
+                encode(buffer, header, NONE, NONE)
+            }
             Self::Register { range } => {
                 let header = Header::new(REGISTER).scalars([range.start, range.len, 0]);
                 encode(buffer, header, NONE, NONE)
@@ -180,6 +190,14 @@ impl<'a> ToDaemon<'a> {
                         end: header.scalars[0],
                     },
                 })
+            }
+            MODE => {
+                bare(header, body)?;
+                match header.scalars[0] {
+                    0 => Ok(Self::Mode { merges_any: false }),
+                    1 => Ok(Self::Mode { merges_any: true }),
+                    _ => Err(WireError::Number(u32::MAX)),
+                }
             }
             COUNTED => {
                 bare(header, body)?;

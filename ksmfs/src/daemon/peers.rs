@@ -46,6 +46,8 @@ pub struct Agent {
     pub _end: OwnedFd,
     /// What it has registered.
     pub regions: Regions,
+    /// Whether all of its memory is to be merged.
+    pub merges_any: bool,
 }
 
 /// One connection.
@@ -153,6 +155,18 @@ impl Peers {
             .filter(|peer| peer.credentials.uid == uid);
         users.find_map(|peer| match &mut peer.role {
             Role::Agent(agent) if agent.ledger == ledger => Some(&mut **agent),
+            _ => None,
+        })
+    }
+
+    /// The user of a process that takes part, whether all of its memory is to be merged, and whether any is.
+    pub fn process(&self, app: Pid) -> Option<(u32, bool, bool)> {
+        self.by_token.values().find_map(|peer| match &peer.role {
+            Role::Agent(agent) if agent.app == app => Some((
+                peer.credentials.uid,
+                agent.merges_any,
+                agent.regions.count() > 0,
+            )),
             _ => None,
         })
     }

@@ -15,11 +15,11 @@ use ksm_engine::engine::{ReportError, Written};
 use ksm_engine::order::{Order, OrderId};
 use ksm_engine::page::{ArenaId, DomainId};
 use ksm_engine::wire::{
-    Birth, Figures, Hello, MessageBuffer, RefusalReason, ToAgent, ToDaemon, WireError,
+    Birth, Figures, Hello, MessageBuffer, MountDevice, RefusalReason, ToAgent, ToDaemon, WireError,
 };
 use rustix::event::epoll;
 use rustix::io::Errno;
-use rustix::process::{PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -102,7 +102,10 @@ impl Daemon {
             }
             (Role::Unknown | Role::Asking, ToDaemon::Locate) => {
                 peer.role = Role::Asking;
-                let message = ToAgent::Mount(self.mount);
+                let message = ToAgent::Mount(MountDevice {
+                    asker: peer.credentials.pid.as_raw_pid().unsigned_abs(),
+                    ..self.mount
+                });
                 peer.outbox
                     .send(peer.socket.as_fd(), &message, &[], buffer)?;
                 Ok(())
@@ -118,6 +121,10 @@ impl Daemon {
             (Role::Agent(agent), ToDaemon::Unregister { range }) => {
                 agent.regions.remove(range);
                 self.engine.unregister(agent.mm, range);
+                Ok(())
+            }
+            (Role::Agent(agent), ToDaemon::Mode { merges_any }) => {
+                agent.merges_any = merges_any;
                 Ok(())
             }
             (Role::Agent(agent), ToDaemon::AllSaid) => {
@@ -226,6 +233,7 @@ impl Daemon {
             children: Children::default(),
             _end: end,
             regions: Regions::default(),
+            merges_any: false,
         }));
         watched.map_err(SendError::from)?;
         let Role::Agent(agent) = &peer.role else {
@@ -279,19 +287,25 @@ impl Daemon {
         }
     }
 
-    pub(super) fn send_figures(
-        &self,
-        peer: &mut Peer,
-        buffer: &mut MessageBuffer,
-    ) -> Result<(), Parting> {
+    /// The figures of a process.
+    pub(super) fn figures_of(&self, pid: Pid) -> Figures {
         let mut sum = Figures::default();
-        for mm in self.peers.of_app(peer.credentials.pid) {
+        for mm in self.peers.of_app(pid) {
             let figures = self.engine.figures(mm);
             sum.rmap_items += figures.rmap_items;
             sum.zero_pages += figures.zero_pages;
             sum.merging_pages += figures.merging_pages;
             sum.profit += figures.profit;
         }
+        sum
+    }
+
+    pub(super) fn send_figures(
+        &self,
+        peer: &mut Peer,
+        buffer: &mut MessageBuffer,
+    ) -> Result<(), Parting> {
+        let sum = self.figures_of(peer.credentials.pid);
         peer.outbox
             .send(peer.socket.as_fd(), &ToAgent::Figures(sum), &[], buffer)?;
         Ok(())

@@ -1,5 +1,6 @@
-use super::{Change, FILE_SIZE, ROOT, Tree, WRITE_LIMIT, accepted_write};
+use super::{Change, FILE_SIZE, ROOT, Shown, Tree, WRITE_LIMIT, accepted_write};
 use ksm_engine::knobs::KsmFile;
+use ksm_engine::process_file::ProcessFile;
 use rustix::fs::{Gid, OFlags, Uid};
 use rustix::io::Errno;
 use std::time::{Duration, SystemTime};
@@ -145,7 +146,7 @@ fn reads_continue_in_the_text_of_the_read_at_zero() {
         "every open file has its own text"
     );
     tree.release(handle);
-    assert_eq!(tree.opened(handle).map(|f| f.file), Err(Errno::BADF));
+    assert_eq!(tree.opened(handle).map(|f| f.shown), Err(Errno::BADF));
 }
 
 #[test]
@@ -162,8 +163,14 @@ fn a_read_beyond_the_text_gets_nothing() {
 #[test]
 fn a_long_write_is_cut_and_a_counter_takes_none() {
     let long = vec![b'0'; WRITE_LIMIT + 5];
-    assert_eq!(accepted_write(KsmFile::Run, &long).unwrap().len(), 4096);
-    assert_eq!(accepted_write(KsmFile::Run, b"1"), Ok(&b"1"[..]));
-    assert_eq!(accepted_write(KsmFile::PagesShared, b"1"), Err(Errno::IO));
+    let run = Shown::Value(KsmFile::Run);
+    assert_eq!(accepted_write(run, &long).unwrap().1.len(), 4096);
+    assert_eq!(accepted_write(run, b"1"), Ok((KsmFile::Run, &b"1"[..])));
+    for shown in [
+        Shown::Value(KsmFile::PagesShared),
+        Shown::Process(1, ProcessFile::Stat),
+    ] {
+        assert_eq!(accepted_write(shown, b"1"), Err(Errno::IO));
+    }
     assert_eq!(FILE_SIZE, 4096);
 }
