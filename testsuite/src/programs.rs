@@ -7,7 +7,7 @@ use crate::daemon::Daemon;
 use crate::wait::until_true;
 use std::env;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output};
 
 /// Whether all of `programs` are installed.
@@ -16,7 +16,25 @@ use std::process::{Child, Command, Output};
 /// When one is not, and `CI` is set.
 #[must_use]
 pub fn installed(programs: &[&str]) -> bool {
-    let missing: Vec<_> = programs.iter().filter(|name| !is_there(name)).collect();
+    let missing = programs.iter().filter(|name| !is_there(name));
+    none_missing(&missing.map(ToString::to_string).collect::<Vec<_>>())
+}
+
+/// Whether all of these files of installed programs are there.
+///
+/// # Panics
+/// When one is not, and `CI` is set.
+#[must_use]
+pub fn installed_files(files: &[&Path]) -> bool {
+    let missing = files.iter().filter(|file| !file.is_file());
+    none_missing(
+        &missing
+            .map(|file| file.display().to_string())
+            .collect::<Vec<_>>(),
+    )
+}
+
+fn none_missing(missing: &[String]) -> bool {
     if missing.is_empty() {
         return true;
     }

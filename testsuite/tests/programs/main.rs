@@ -2,6 +2,7 @@
 
 mod container;
 mod ksmtuned;
+mod monitors;
 mod moving;
 mod node_exporter;
 mod readers;
