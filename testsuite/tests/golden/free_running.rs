@@ -16,15 +16,27 @@ fn defaults(other: &[(KsmFile, &str)]) -> Host {
     host
 }
 
-/// Lets it scan until everything has long settled.
-fn run(host: &mut Host) {
+/// Scans after which everything has long settled. Beside other work an agent may be too late for some of them.
+const SETTLED: u64 = 5;
+const MOST_SCANS: u64 = 500;
+
+/// Lets it scan until it has come to this.
+fn run_to(host: &mut Host, expected: Converged) {
     host.set(KsmFile::Run, "1");
-    host.wait_scans(5);
+    for scans in SETTLED..MOST_SCANS {
+        host.wait_scans(scans);
+        if converged(host) == expected {
+            break;
+        }
+    }
     host.set(KsmFile::Run, "0");
+    assert_eq!(converged(host), expected);
 }
 
+type Converged = ([u64; 5], u64);
+
 /// Shared, sharing, chains, dups, zero pages; then unshared and volatile pages together, between which smart scan moves.
-fn converged(host: &mut Host) -> ([u64; 5], u64) {
+fn converged(host: &mut Host) -> Converged {
     let merged = [
         KsmFile::PagesShared,
         KsmFile::PagesSharing,
@@ -45,30 +57,26 @@ fn four_processes_with_equal_pages() {
     for _ in 0..4 {
         host.process_of(50, 7);
     }
-    run(&mut host);
-    assert_eq!(converged(&mut host), ([1, 199, 0, 0, 0], 0));
+    run_to(&mut host, ([1, 199, 0, 0, 0], 0));
 }
 
 #[test]
 fn ten_pages_and_three_sharers_at_most() {
     let mut host = defaults(&[(KsmFile::MaxPageSharing, "3")]);
     host.process_of(10, 7);
-    run(&mut host);
-    assert_eq!(converged(&mut host), ([3, 6, 1, 3, 0], 1));
+    run_to(&mut host, ([3, 6, 1, 3, 0], 1));
 }
 
 #[test]
 fn m01_a_mixture() {
     let mut host = defaults(&[]);
     fill_mixture(&mut host);
-    run(&mut host);
-    assert_eq!(converged(&mut host), ([22, 248, 0, 0, 0], 30));
+    run_to(&mut host, ([22, 248, 0, 0, 0], 30));
 }
 
 #[test]
 fn m02_a_mixture_with_the_zero_page() {
     let mut host = defaults(&[(KsmFile::UseZeroPages, "1")]);
     fill_mixture(&mut host);
-    run(&mut host);
-    assert_eq!(converged(&mut host), ([21, 129, 0, 0, 120], 30));
+    run_to(&mut host, ([21, 129, 0, 0, 120], 30));
 }

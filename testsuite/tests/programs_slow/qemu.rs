@@ -149,7 +149,9 @@ fn two_guests_share_their_memory_and_both_still_answer() {
     let written = fs::read(&disks[0]).expect("own file");
     let busybox = fs::read("/bin/busybox").expect("it is installed");
     assert!(written.starts_with(&busybox), "what the guest wrote");
-    assert!(daemon.number("pages_sharing") > 10_000);
+    until_true("what was written to merge again", || {
+        daemon.number("pages_sharing") > 10_000
+    });
     for guest in &mut guests {
         writeln!(guest.orders, "off").expect("a console");
         until_true("the guest to power off", || !guest.machine.runs());
