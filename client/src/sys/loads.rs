@@ -197,7 +197,7 @@ mod tests {
             libc::mprotect(
                 second as *mut _,
                 PAGE_SIZE,
-                ProtFlags::empty().bits() as i32,
+                ProtFlags::empty().bits().cast_signed(),
             )
         };
         let mut duty = Copying {
