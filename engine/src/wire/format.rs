@@ -5,7 +5,7 @@ use crate::page::PageRun;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version of the protocol; a peer with another one is refused at the greeting.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 /// The longest message in bytes.
 pub const MAX_MESSAGE: usize = 128 * 1024;
 const MAGIC: u32 = u32::from_le_bytes(*b"ksm\x01");
