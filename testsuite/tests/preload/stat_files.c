@@ -63,9 +63,10 @@ int main(void) {
     snprintf(path, sizeof path, "/proc/%d/ksm_merging_pages", pid);
     FILE *pages = fopen(path, "re");
     check(others >= 0 && pages != NULL && fgets(text, sizeof text, pages) != NULL && strchr(text, '\n') != NULL);
-    for (long merged = 0; merged < N; check(fscanf(pages, "%ld", &merged) == 1)) {
+    for (long merged = 0; merged < N;) {
         pause_ms(10);
         rewind(pages);
+        check(fscanf(pages, "%ld", &merged) == 1);
     }
     until(others, "ksm_merge_any: yes\n");
     check(strstr(text, "ksm_mergeable: yes\n") != NULL);

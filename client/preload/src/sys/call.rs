@@ -70,12 +70,15 @@ pub const fn wide(number: c_int) -> usize {
     (number as isize).cast_unsigned()
 }
 
-/// The calling thread's `errno`.
-pub fn errno() -> Errno {
+/// Does something that changes the calling thread's `errno`, and leaves it as it was: 0, perhaps.
+pub fn keeping_errno(act: impl FnOnce()) {
     // SAFETY: the C library gives every thread an errno.
     let place = unsafe { libc::__errno_location() };
     // SAFETY: the place is the calling thread's own.
-    Errno::from_raw_os_error(unsafe { *place })
+    let before = unsafe { *place };
+    act();
+    // SAFETY: as above.
+    unsafe { *place = before };
 }
 
 /// Sets the calling thread's `errno`.

@@ -56,9 +56,7 @@ pub fn divert_own_calls() {
     if DIVERTED.load(Ordering::Relaxed) || DIVERTED.swap(true, Ordering::Relaxed) {
         return;
     }
-    let errno = super::call::errno();
-    divert_all();
-    super::call::set_errno(errno);
+    super::call::keeping_errno(divert_all);
 }
 
 fn divert_all() {
