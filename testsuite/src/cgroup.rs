@@ -10,6 +10,10 @@ pub struct MemoryGroup {
     path: PathBuf,
     limit: &'static str,
     usage: &'static str,
+    /// What has the kernel take back memory when something is written to it.
+    reclaim: &'static str,
+    /// Where it says how many processes were killed for want of memory.
+    events: &'static str,
 }
 
 impl MemoryGroup {
@@ -20,19 +24,33 @@ impl MemoryGroup {
     pub fn create(name: &str) -> io::Result<Self> {
         let name = format!("{name}-{}", std::process::id());
         let v1 = Path::new("/sys/fs/cgroup/memory");
-        let (path, limit, usage) = if v1.join("tasks").exists() {
+        let (path, limit, usage, reclaim, events) = if v1.join("tasks").exists() {
             (
                 v1.join(name),
                 "memory.limit_in_bytes",
                 "memory.usage_in_bytes",
+                "memory.force_empty",
+                "memory.oom_control",
             )
         } else {
             let top = Path::new("/sys/fs/cgroup");
             fs::write(top.join("cgroup.subtree_control"), "+memory")?;
-            (top.join(name), "memory.max", "memory.current")
+            (
+                top.join(name),
+                "memory.max",
+                "memory.current",
+                "memory.reclaim",
+                "memory.events",
+            )
         };
         fs::create_dir(&path)?;
-        let group = Self { path, limit, usage };
+        let group = Self {
+            path,
+            limit,
+            usage,
+            reclaim,
+            events,
+        };
         group.usage().map(|_| group)
     }
 
@@ -59,6 +77,25 @@ impl MemoryGroup {
     /// As the kernel.
     pub fn limit(&self, bytes: u64) -> io::Result<()> {
         fs::write(self.path.join(self.limit), bytes.to_string())
+    }
+
+    /// Processes that were killed here because there was no more memory.
+    ///
+    /// # Errors
+    /// As reading the file.
+    pub fn oom_kills(&self) -> io::Result<u64> {
+        let text = fs::read_to_string(self.path.join(self.events))?;
+        let count = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        let count = count.ok_or(io::ErrorKind::NotFound)?;
+        count.trim().parse().map_err(io::Error::other)
+    }
+
+    /// Has the kernel take back what it can: page cache, and memory that was given away (`MADV_FREE`).
+    ///
+    /// # Errors
+    /// As the kernel, also when it could not take back as much as it was asked to.
+    pub fn reclaim(&self) -> io::Result<()> {
+        fs::write(self.path.join(self.reclaim), "64M")
     }
 }
 
