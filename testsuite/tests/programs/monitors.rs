@@ -14,18 +14,16 @@ const MUNIN: &str = "/usr/share/munin/plugins/memory";
 /// Unpacked by `install-programs`.
 const COLLECTD: &str = "/var/lib/ksmfs-testsuite/collectd/exec-ksm.sh";
 
-/// Two processes with 50 and 150 pages of five contents: 5 pages are shared by 195 others.
-fn merged() -> (Daemon, [Worker; 2]) {
+/// Three processes with the same 100 different pages: 100 pages are shared by 200 others.
+fn merged() -> (Daemon, [Worker; 3]) {
     let daemon = Daemon::start(KIT);
-    let mut workers = [50, 150].map(|pages| Worker::start(KIT, &daemon.socket(), 0, pages));
-    for (worker, pages) in workers.iter_mut().zip([50, 150]) {
-        for start in (0..pages).step_by(5) {
-            worker.fill(start, 5, Content::Each(1));
-        }
+    let mut workers = [(); 3].map(|()| Worker::start(KIT, &daemon.socket(), 0, 100));
+    for worker in &mut workers {
+        worker.fill(0, 100, Content::Each(1));
     }
     daemon.scan_fast();
     until_true("the pages to merge", || {
-        ["pages_shared", "pages_sharing"].map(|file| daemon.number(file)) == [5, 195]
+        ["pages_shared", "pages_sharing"].map(|file| daemon.number(file)) == [100, 200]
     });
     (daemon, workers)
 }
@@ -46,7 +44,7 @@ fn atop_shows_what_is_shared() {
     // Sharing, shared; then pages of TCP, UDP and page tables.
     assert_eq!(
         words[words.len() - 5..words.len() - 3],
-        ["195", "5"],
+        ["200", "100"],
         "{seen}"
     );
 }
@@ -64,7 +62,7 @@ fn munins_plugin_shows_what_is_saved() {
             .find_map(|line| line.strip_prefix("ksm_sharing.value "));
         value.map(|value| value.trim().to_owned())
     };
-    assert_eq!(value(&daemon), Some((195 * 4096).to_string()));
+    assert_eq!(value(&daemon), Some((200 * 4096).to_string()));
     daemon.write("run", "0");
     assert_eq!(
         value(&daemon),
@@ -97,8 +95,8 @@ fn collectds_script_reports_the_counters() {
     let lines = BufReader::new(script.0.stdout.take().expect("piped")).lines();
     let seen: Vec<String> = lines.take(8).map(|line| line.expect("text")).collect();
     for (name, value) in [
-        ("shared", "5"),
-        ("saved", "195"),
+        ("shared", "100"),
+        ("saved", "200"),
         ("unshared", "0"),
         ("volatile", "0"),
     ] {
