@@ -8,7 +8,7 @@ use super::{STEP_PAGES, bit_runs, bits};
 use crate::space::figures::Counters;
 use crate::space::journal::{Entry, Journal};
 use crate::space::recover::give_back_page;
-use crate::sys::memory::OwnPages;
+use crate::sys::memory::{OwnPages, wait_for_remote_access};
 use crate::sys::remap::{self, AppPages, READ_WRITE, Replacement};
 use crate::sys::uffd::{Uffd, Wait};
 use ksm_engine::order::Outcome;
@@ -146,6 +146,8 @@ impl<'a> Held<'a> {
             since: Instant::now(),
         };
         held.move_in(outcomes);
+        // Before this, somebody may still write to a page that he looked up before it was moved.
+        wait_for_remote_access(gear.journal).map_err(|_| Outcome::Failed)?;
         Ok(held)
     }
 

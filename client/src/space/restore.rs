@@ -11,7 +11,7 @@ use super::room::has_room_for;
 use super::states::{Flags, IN_FILE};
 use crate::agent::pins;
 use crate::sys::maps::{Mapping, Maps};
-use crate::sys::memory::OwnPages;
+use crate::sys::memory::{OwnPages, wait_for_remote_access};
 use crate::sys::pagemap::{PageIs, Pagemap};
 use crate::sys::read::read_pages;
 use crate::sys::remap::{self, AppPages};
@@ -63,6 +63,8 @@ impl<'a> WritersHeld<'a> {
             pages,
         };
         uffd.protect(pages)?;
+        // Before this, somebody may still write to a page that he looked up before it was protected.
+        wait_for_remote_access(journal)?;
         Ok(held)
     }
 

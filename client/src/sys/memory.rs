@@ -246,6 +246,20 @@ impl Drop for OwnPages {
     }
 }
 
+/// Waits until everybody is through who reads or writes this address space through `/proc/PID/mem` or ptrace: they hold
+/// its lock for reading from the look-up of a page to the end of the copy, without a pin that anybody could see. Takes the
+/// lock for writing, by a change of protection that is none, of the memory that `ours` lies in.
+///
+/// # Errors
+/// Of `mprotect`.
+pub fn wait_for_remote_access<T>(ours: &T) -> Result<()> {
+    let run = pages_of(ours);
+    let start = std::ptr::with_exposed_provenance_mut(address_of(run.start));
+    let same = MprotectFlags::READ | MprotectFlags::WRITE;
+    // SAFETY: memory that holds a value with interior mutability is readable and writable already.
+    unsafe { mprotect(start, length_of(run.len), same) }
+}
+
 /// Gives back what an agent that was killed had mapped.
 pub fn unmap_of_dead_agent(run: PageRun) {
     let start = std::ptr::with_exposed_provenance_mut(address_of(run.start));

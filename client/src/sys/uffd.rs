@@ -319,12 +319,94 @@ fn set<const CODE: Opcode, T>(fd: &OwnedFd, argument: T) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::{Userfaults, Wait};
-    use crate::sys::memory::{address_of, length_of, page_of};
+    use crate::sys::memory::{OwnPages, address_of, length_of, page_of};
     use crate::sys::remap::{AppPages, READ_WRITE};
     use ksm_engine::page::PageRun;
+    use rustix::event::{PollFd, PollFlags, poll};
+    use rustix::fs::Timespec;
     use rustix::io::Errno;
     use rustix::mm::{MapFlags, mmap, munmap};
-    use std::os::fd::AsFd;
+    use std::os::fd::{AsFd, AsRawFd};
+
+    /// What a call says that is made while the page is held; `None` if it waits for the page.
+    fn while_held<T: Send>(call: impl Fn(usize) -> T + Sync) -> Option<T> {
+        let device = std::fs::File::open("/dev/userfaultfd").expect("root");
+        let Userfaults { moving, .. } = Userfaults::new(Some(device.as_fd())).expect("Linux 6.8");
+        let mut memory = OwnPages::map(1).expect("memory");
+        memory.pages_mut()[0].fill(0);
+        let quarantine = OwnPages::map(1).expect("memory");
+        let away = quarantine.run();
+        moving.register_quarantine(away).expect("registered");
+        let pages = AppPages::vouched_for(memory.run());
+        moving.register(pages, Wait::Missing).expect("registered");
+        assert_eq!(moving.take(pages, away.start).stopped, None);
+        let address = address_of(pages.run().start);
+        std::thread::scope(|scope| {
+            let caller = scope.spawn(|| call(address));
+            let device = moving.0.as_fd();
+            let mut polled = [PollFd::new(&device, PollFlags::IN)];
+            let moment = Timespec {
+                tv_sec: 0,
+                tv_nsec: 1_000_000,
+            };
+            let waits = loop {
+                if caller.is_finished() {
+                    break false;
+                }
+                if poll(&mut polled, Some(&moment)) == Ok(1) {
+                    break true;
+                }
+            };
+            assert_eq!(moving.give_back(away.start, pages).stopped, None);
+            moving.release(pages);
+            let said = caller.join().expect("it only makes a call");
+            (!waits).then_some(said)
+        })
+    }
+
+    fn futex(address: usize, operation: libc::c_int) -> libc::c_long {
+        let nobody = std::ptr::null::<libc::timespec>();
+        // SAFETY: the word is in mapped memory that nobody else uses.
+        unsafe { libc::syscall(libc::SYS_futex, address, operation, 0, nobody, address, 0) }
+    }
+
+    fn errno_of(returned: libc::c_long) -> Option<i32> {
+        let errno = std::io::Error::last_os_error().raw_os_error();
+        errno.filter(|_| returned == -1)
+    }
+
+    /// If this fails, the kernel has more accesses wait than when it was written; docs/PROTOCOL.md says what cannot.
+    #[test]
+    fn some_accesses_fail_while_a_page_is_held() {
+        let memory = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open("/proc/self/mem");
+        let memory = memory.expect("root");
+        let byte = [1];
+        let read = while_held(|address| rustix::io::pread(&memory, &mut [0], address as u64));
+        assert_eq!(read, Some(Err(Errno::IO)));
+        let wrote = while_held(|address| rustix::io::pwrite(&memory, &byte, address as u64));
+        assert_eq!(wrote, Some(Err(Errno::IO)));
+        let private = libc::FUTEX_PRIVATE_FLAG;
+        for operation in [libc::FUTEX_LOCK_PI | private, libc::FUTEX_WAKE_OP | private] {
+            let said = while_held(|address| errno_of(futex(address, operation)));
+            assert_eq!(said, Some(Some(libc::EFAULT)), "{operation}");
+        }
+        // But these wait.
+        let zero = std::fs::File::open("/dev/zero").expect("there");
+        let waits = while_held(|address| {
+            let page: *mut libc::c_void = std::ptr::with_exposed_provenance_mut(address);
+            // SAFETY: the byte is in mapped memory that nobody else uses.
+            unsafe { libc::read(zero.as_fd().as_raw_fd(), page, 1) }
+        });
+        assert_eq!(waits, None);
+        assert_eq!(
+            while_held(|address| errno_of(futex(address, libc::FUTEX_WAKE | private))),
+            Some(None),
+            "needs no page at all"
+        );
+    }
 
     /// If this fails, the kernel can do more than when it was written: copies of file pages could be merged, too.
     #[test]
