@@ -15,6 +15,7 @@ pub(crate) mod pins;
 mod remap;
 pub mod report;
 mod split;
+mod turn;
 mod visit;
 mod zero;
 
@@ -36,6 +37,7 @@ use report::ReportBuffer;
 use rustix::io::Errno;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
+use turn::Turn;
 use twox_hash::XxHash3_64;
 
 /// Pages of one step under the lock.
@@ -107,8 +109,11 @@ pub struct Agent {
     reading: Reading,
     donation: SharedPages,
     buffer: OwnPages,
+    /// Slots for comparison; an order that needs it takes it out meanwhile.
+    window: Option<OwnPages>,
     quarantine: Quarantine,
     headroom: Headroom,
+    turn: Turn,
     /// When a visit last found a page broken that was not known to be.
     broken_seen: Option<Instant>,
 }
@@ -154,6 +159,7 @@ impl Agent {
         let donation = SharedPages::map(donation, 0, DONATION_PAGES, true)
             .map_err(AgentError::of("mmap of the donation buffer"))?;
         let buffer = OwnPages::map(STEP_PAGES).map_err(AgentError::of("mmap of the buffer"))?;
+        let window = OwnPages::map(STEP_PAGES).map_err(AgentError::of("mmap of the window"))?;
         let pages = OwnPages::map(MAP_PAGES).map_err(AgentError::of("mmap of the quarantine"))?;
         let quarantine = Quarantine::new(pages, &userfaults.moving)
             .map_err(AgentError::of("UFFDIO_REGISTER of the quarantine"))?;
@@ -167,13 +173,15 @@ impl Agent {
             reading: Reading::Calls,
             donation,
             buffer,
+            window: Some(window),
             quarantine,
             headroom: Headroom::new(maps).map_err(AgentError::of("vm.max_map_count"))?,
+            turn: Turn::default(),
             broken_seen: None,
         };
         // Only now, when nothing but `drop` can unmap them: what is entered here and unmapped by an early return may be
         // the app's memory by the time that a dead agent is cleaned up after.
-        for run in agent.mappings() {
+        for run in agent.mappings().into_iter().flatten() {
             // As the agent, also if an app thread makes it: whoever dies in here must be known for what he is.
             space
                 .step(PATIENCE)
@@ -193,11 +201,12 @@ impl Agent {
     }
 
     /// Its memory that others must know of.
-    fn mappings(&self) -> [PageRun; 3] {
+    fn mappings(&self) -> [Option<PageRun>; 4] {
         [
-            self.donation.run(),
-            self.buffer.run(),
-            self.quarantine.run(),
+            Some(self.donation.run()),
+            Some(self.buffer.run()),
+            self.window.as_ref().map(OwnPages::run),
+            Some(self.quarantine.run()),
         ]
     }
 
@@ -213,6 +222,8 @@ impl Agent {
             let got = read_pages(&[second], std::slice::from_mut(first));
             debug_assert_eq!(got, 1);
             let _ = (quick_hash(first), self.salt.digest(first), is_zero(first));
+            let other = self.window.as_ref().and_then(|window| window.page(0));
+            let _ = std::hint::black_box(other.is_some_and(|other| other == first));
         }
         let _ = Instant::now();
     }
@@ -313,11 +324,7 @@ impl Drop for Agent {
                 break tables;
             }
         };
-        for run in [
-            self.donation.run(),
-            self.buffer.run(),
-            self.quarantine.run(),
-        ] {
+        for run in self.mappings().into_iter().flatten() {
             tables.remove_agent_mapping(run);
         }
     }

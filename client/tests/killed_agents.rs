@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 
 const PAGES: usize = 64;
 const KILLS: u32 = 300;
+/// Agents that held pages when they were killed, at least.
+const ENOUGH_HELD: u32 = 16;
 
 #[test]
 fn three_hundred_agents_are_killed_while_two_threads_write() {
@@ -37,7 +39,7 @@ fn three_hundred_agents_are_killed_while_two_threads_write() {
     let donation = memfd(DONATION_PAGES);
     let stop = AtomicBool::new(false);
     let steps = AtomicU64::new(0);
-    let mut held = 0;
+    let (mut held, mut killed) = (0, 0);
     std::thread::scope(|scope| {
         let (memory, stop) = (&memory, &stop);
         for owner in 0..2 {
@@ -59,16 +61,27 @@ fn three_hundred_agents_are_killed_while_two_threads_write() {
             });
         }
         let _stop = StopOnDrop(stop);
-        for kill in 0..KILLS {
+        // Few moments are holds: more agents are killed where they were not met often enough.
+        for kill in 0..20 * KILLS {
+            if kill >= KILLS && held >= ENOUGH_HELD {
+                break;
+            }
+            killed = kill + 1;
             let agent = || {
-                let mut agent = Agent::new(
-                    space,
-                    userfaults.try_clone().unwrap(),
-                    std::process::id(),
-                    donation.as_fd(),
-                    rig::SALT,
-                )
-                .unwrap();
+                // The threads may be in the way for longer than an agent waits, on a busy machine.
+                let mut agent = loop {
+                    let agent = Agent::new(
+                        space,
+                        userfaults.try_clone().unwrap(),
+                        std::process::id(),
+                        donation.as_fd(),
+                        rig::SALT,
+                    );
+                    match agent {
+                        Err(error) if error.errno == rustix::io::Errno::BUSY => {}
+                        agent => break agent.unwrap(),
+                    }
+                };
                 let mut out = Placed::<ReportBuffer>::new().unwrap();
                 loop {
                     let runs = [MapRun {
@@ -96,8 +109,8 @@ fn three_hundred_agents_are_killed_while_two_threads_write() {
                 assert!(Instant::now() < deadline, "the agent does nothing");
                 std::thread::yield_now();
             }
-            // Some instruction or other.
-            for _ in 0..kill * 7919 % 4096 {
+            // Some instruction or other, of the next order or the one after it.
+            for _ in 0..kill * 7919 % 32_768 {
                 std::hint::spin_loop();
             }
             task.kill();
@@ -108,10 +121,10 @@ fn three_hundred_agents_are_killed_while_two_threads_write() {
             assert!(space.is_registered(memory.run()));
         }
     });
-    println!("{held} of {KILLS} agents held something");
+    println!("{held} of {killed} agents held something");
     assert!(
-        held > KILLS / 20,
-        "only {held} of {KILLS} agents held something"
+        held >= ENOUGH_HELD,
+        "only {held} of {killed} agents held something"
     );
 }
 

@@ -305,7 +305,8 @@ mod tests {
         }
         let seals = SealFlags::GROW | SealFlags::SHRINK | SealFlags::WRITE;
         fcntl_add_seals(&fd, seals).expect("sealed");
-        let arena = Arena::open(fd.as_fd(), 0, 4).expect("sealed");
+        let mut window = OwnPages::map(4).expect("memory");
+        let arena = Arena::open(fd.as_fd(), 4, &mut window).expect("sealed");
         let pages = OwnPages::map(8).expect("memory");
         let mut quarantine = Quarantine::new(pages, &userfaults.moving).expect("registered");
         let gear = Gear {

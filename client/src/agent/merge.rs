@@ -3,7 +3,7 @@
 //! A page that the kernel refuses to move may only be shared with a forked child, or have been so once. Populating it for writing
 //! makes it this process's own without changing a byte; if it is still refused after that, somebody has pinned it.
 
-use super::arena::Arena;
+use super::arena::{Arena, end_of_stretch};
 use super::held::{Gear, Held, Intent};
 use super::remap::Kind;
 use super::report::ReportBuffer;
@@ -45,24 +45,37 @@ impl Agent {
         mut each: impl FnMut(&mut Self, &Arena<'_>, MapRun, &mut Outcomes) -> bool,
     ) {
         self.headroom.refresh();
-        let first = runs.iter().map(|run| run.slot).min().unwrap_or(0);
+        let Some(mut window) = self.window.take() else {
+            return;
+        };
         let end = runs
             .iter()
             .map(|run| run.slot.saturating_add(run.len))
             .max();
-        let arena = fd.and_then(|fd| Arena::open(fd, first, end.unwrap_or(0)));
-        let present = arena.as_ref().is_some_and(|arena| populate(arena, runs));
+        let mut arena = fd.and_then(|fd| Arena::open(fd, end.unwrap_or(0), &mut window));
         let mut busy = false;
-        for step in runs.iter().copied().flat_map(map_steps) {
-            let mut outcomes = [Outcome::Unsuitable; STEP_PAGES];
-            match &arena {
-                None => outcomes = [Outcome::Failed; STEP_PAGES],
-                Some(_) if !present => outcomes = [Outcome::NoMemory; STEP_PAGES],
-                Some(_) if busy => outcomes = [Outcome::Busy; STEP_PAGES],
-                Some(arena) => busy = !each(self, arena, step, &mut outcomes),
+        let mut stretch_end = 0;
+        let mut next_slot = 0;
+        for (i, run) in runs.iter().enumerate() {
+            if i == 0 || run.slot != next_slot {
+                stretch_end = end_of_stretch(runs.get(i..).unwrap_or(&[]));
             }
-            out.outcomes(step.pages(), &outcomes);
+            next_slot = run.slot.saturating_add(run.len);
+            for step in map_steps(*run) {
+                let slots = step.slot..step.slot.saturating_add(step.len);
+                let mut outcomes = [Outcome::Unsuitable; STEP_PAGES];
+                match &mut arena {
+                    None => outcomes = [Outcome::Failed; STEP_PAGES],
+                    Some(_) if busy => outcomes = [Outcome::Busy; STEP_PAGES],
+                    Some(arena) => match arena.read(slots, stretch_end) {
+                        true => busy = !each(self, arena, step, &mut outcomes),
+                        false => outcomes = [Outcome::NoMemory; STEP_PAGES],
+                    },
+                }
+                out.outcomes(step.pages(), &outcomes);
+            }
         }
+        self.window = Some(window);
     }
 
     /// False if the app is in the way.
@@ -80,6 +93,7 @@ impl Agent {
         };
         let mut todo = bits(0, count);
         for last in [false, true] {
+            self.turn.begin();
             let Some(mut tables) = self.space.step(PATIENCE) else {
                 mark(outcomes, todo, Outcome::Busy);
                 return false;
@@ -128,7 +142,7 @@ impl Agent {
         slot: Slot,
         outcomes: &mut [Outcome],
     ) {
-        if !self.headroom.allows_run() {
+        if !self.headroom.allows_run(outcomes.len()) {
             outcomes.fill(Outcome::NoMaps);
             return;
         }
@@ -158,7 +172,7 @@ impl Agent {
         mark(outcomes, held.inside() & !equal, Outcome::Changed);
         for (first, count) in bit_runs(equal) {
             let slot = slot_after(slot, first);
-            let result = if self.headroom.allows_run() {
+            let result = if self.headroom.allows_run(count) {
                 held.map(first, count, arena.fd(), slot.index)
             } else {
                 Err(Errno::NOMEM)
@@ -175,22 +189,6 @@ impl Agent {
             }
         }
     }
-}
-
-/// Makes the slots of an order present before anything is held, in as few calls as they lie in stretches.
-fn populate(arena: &Arena<'_>, runs: &[MapRun]) -> bool {
-    let mut stretch = 0..0;
-    for run in runs {
-        let end = run.slot.saturating_add(run.len);
-        if run.slot != stretch.end {
-            if !arena.populate(stretch) {
-                return false;
-            }
-            stretch = run.slot..end;
-        }
-        stretch.end = end;
-    }
-    arena.populate(stretch)
 }
 
 /// Notes that pages show their slots now.

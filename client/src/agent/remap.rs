@@ -100,6 +100,7 @@ impl Agent {
             arena: id,
             index: step.slot,
         };
+        self.turn.begin();
         let Some(mut tables) = self.space.step(PATIENCE) else {
             *outcomes = [Outcome::Busy; STEP_PAGES];
             return false;
@@ -174,7 +175,7 @@ impl Agent {
         kind: Kind,
         outcomes: &mut [Outcome],
     ) {
-        if !self.headroom.allows_run() {
+        if !self.headroom.allows_run(outcomes.len()) {
             return outcomes.fill(Outcome::NoMaps);
         }
         let unrested = kind == Kind::Broken && self.unrested().is_some();

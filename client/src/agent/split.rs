@@ -36,7 +36,7 @@ impl Agent {
                 continue;
             }
             // Registering the run for the moment of the hold splits a mapping, too.
-            if !self.headroom.allows_run() {
+            if !self.headroom.allows_run(STEP_PAGES) {
                 part.fill(Outcome::NoMaps);
                 continue;
             }

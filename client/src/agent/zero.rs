@@ -31,6 +31,7 @@ impl Agent {
     fn zero_step(&mut self, step: PageRun, outcomes: &mut [Outcome; STEP_PAGES]) -> bool {
         let mut todo = bits(0, usize::try_from(step.len).unwrap_or(0));
         for last in [false, true] {
+            self.turn.begin();
             let Some(mut tables) = self.space.step(PATIENCE) else {
                 mark(outcomes, todo, Outcome::Busy);
                 return false;
@@ -66,8 +67,8 @@ impl Agent {
     }
 
     fn zero_part(&mut self, tables: &mut Tables, pages: AppPages, outcomes: &mut [Outcome]) {
-        // Registering the run for the moment of the hold splits a mapping, too.
-        if !self.headroom.allows_run() {
+        // Registering the run for the moment of the hold splits a mapping, too, but no longer.
+        if !self.headroom.allows_run(STEP_PAGES) {
             outcomes.fill(Outcome::NoMaps);
             return;
         }

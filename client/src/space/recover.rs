@@ -179,7 +179,8 @@ mod tests {
         }
 
         fn begin(&self) {
-            let arena = Arena::open(self.arena.as_fd(), 0, 8).expect("sealed");
+            let mut window = OwnPages::map(8).expect("memory");
+            let arena = Arena::open(self.arena.as_fd(), 8, &mut window).expect("sealed");
             self.space.journal.begin(Entry::Moving {
                 run: self.memory.run(),
                 at: self.quarantine.run().start,

@@ -162,7 +162,6 @@ mod tests {
     use crate::sys::room::Stack;
     use crate::sys::task::{TaskDuty, block_every_signal, hand_over, run_task};
     use ksm_engine::page::PAGE_SIZE;
-    use rustix::mm::ProtFlags;
     use std::sync::atomic::AtomicU32;
 
     /// What a task found that copied from readable memory into the unreadable page behind it.
@@ -193,13 +192,7 @@ mod tests {
         let hidden = OwnPages::map(2).expect("memory");
         let second = address_of(memory.run().start + 1);
         // SAFETY: the page is ours, and nothing looks at it until it can be read again.
-        unsafe {
-            libc::mprotect(
-                second as *mut _,
-                PAGE_SIZE,
-                ProtFlags::empty().bits().cast_signed(),
-            )
-        };
+        unsafe { libc::mprotect(second as *mut _, PAGE_SIZE, libc::PROT_NONE) };
         let mut duty = Copying {
             from: address_of(memory.run().start),
             to: address_of(hidden.run().start),

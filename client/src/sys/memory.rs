@@ -217,6 +217,16 @@ impl OwnPages {
         self.imitate(ProtFlags::READ, false)
     }
 
+    /// Gives every page memory of its own, in one call.
+    ///
+    /// # Errors
+    /// Of `madvise`: out of memory.
+    pub fn populate(&mut self) -> Result<()> {
+        let start = self.first.as_ptr().cast();
+        // SAFETY: the pages are ours, and populating changes no byte.
+        unsafe { madvise(start, self.pages * PAGE_SIZE, Advice::LinuxPopulateWrite) }
+    }
+
     /// Gives the memory of the first `pages` pages back; they read as zero afterwards.
     ///
     /// # Errors
@@ -315,28 +325,6 @@ impl SharedPages {
         let length = pages * PAGE_SIZE;
         // SAFETY: the range is inside the mapping, and populating changes nothing in it.
         unsafe { madvise(start.as_ptr().cast(), length, Advice::LinuxPopulateRead) }
-    }
-
-    /// Whether page `index` has the bytes of `other`. A page outside the mapping has not.
-    #[must_use]
-    pub fn equals(&self, index: usize, other: &PageBytes) -> bool {
-        let Some(page) = self.page(index, 1) else {
-            return false;
-        };
-        let words = page.as_ptr().cast::<u64>();
-        let (chunks, _) = other.as_chunks::<64>();
-        // Blocks of a cache line without a branch in it; the loads must be volatile since the memory is shared.
-        chunks.iter().enumerate().all(|(block, bytes)| {
-            let (ours, _) = bytes.as_chunks::<8>();
-            let differing = ours.iter().enumerate().fold(0, |differing, (i, word)| {
-                // SAFETY: block and i stay inside the page.
-                let theirs = unsafe { words.add(block * 8 + i) };
-                // SAFETY: the page is mapped, readable and aligned.
-                let theirs = unsafe { theirs.read_volatile() };
-                differing | (theirs ^ u64::from_ne_bytes(*word))
-            });
-            differing == 0
-        })
     }
 
     fn page(&self, index: usize, pages: usize) -> Option<NonNull<PageBytes>> {
