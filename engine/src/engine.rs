@@ -366,8 +366,8 @@ impl<S: SlotStore> Engine<S> {
             (Purpose::Refile(runs), ReportRef::Done { outcomes }) => {
                 self.for_outcomes(mm, runs, outcomes, Self::refiled)?;
             }
-            (Purpose::Unmerge(range), ReportRef::Unmerged { end }) => {
-                self.unmerged(mm, *range, *end)?;
+            (Purpose::Unmerge { range, rest }, ReportRef::Unmerged { end }) => {
+                self.unmerged(mm, *range, rest.clone(), *end)?;
             }
             (Purpose::Forget, ReportRef::Unmerged { .. }) => {}
             (Purpose::Count(ticket), ReportRef::Counted { zero_pages }) => {

@@ -23,6 +23,9 @@ use rustix::io::Errno;
 pub const STEP: u64 = 64;
 /// Pages between two questions whether there is memory left.
 const ROOM_STEP: u64 = 256;
+/// The same where there is room for so many: asking takes as long as unmerging a hundred pages.
+const PLENTY: u64 = 1 << 18;
+const PLENTY_STEP: u64 = 4096;
 
 /// There is not enough memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -97,6 +100,7 @@ pub struct Restorer<'a> {
     journal: &'a Journal,
     gear: Option<(&'a Uffd, &'a Pagemap)>,
     app: u32,
+    maps: Option<Maps>,
     /// Pages that there was room for when it was last asked.
     room: u64,
 }
@@ -109,6 +113,7 @@ impl<'a> Restorer<'a> {
             app,
             journal,
             gear,
+            maps: gear.and_then(|_| Maps::open().ok()),
             room: 0,
         }
     }
@@ -121,16 +126,15 @@ impl<'a> Restorer<'a> {
         let Some(merged) = first_merged(tables, run) else {
             return Ok(run.end());
         };
-        let merged = PageRun {
-            start: merged.start,
-            len: merged.len.min(STEP),
-        };
         let no_memory = RestoreError { end: merged.start };
         if self.room < merged.len {
-            if !has_room_for(ROOM_STEP, self.app) {
+            self.room = if has_room_for(PLENTY, self.app) {
+                PLENTY_STEP
+            } else if has_room_for(ROOM_STEP, self.app) {
+                ROOM_STEP
+            } else {
                 return Err(no_memory);
-            }
-            self.room = ROOM_STEP;
+            };
         }
         self.room -= merged.len;
         let pages = AppPages::vouched_for(merged);
@@ -195,38 +199,37 @@ impl<'a> Restorer<'a> {
                 continue;
             }
             let part = held.pages().part(unbroken.start - run.start, unbroken.len);
-            let moved = stage_and_move(part);
+            let moved = self.stage_and_move(part);
             for page in unbroken.start..unbroken.start + moved {
                 tables.states.forget(page);
             }
         }
     }
-}
 
-/// Returns how many pages were done, from the first one on.
-fn stage_and_move(pages: AppPages) -> u64 {
-    let maps = Maps::open();
-    let mut done = 0;
-    while done < pages.run().len {
-        let rest = pages.part(done, pages.run().len - done);
-        let mapping = maps.as_ref().map(|maps| maps.at(rest.run().start));
-        let mapping = match mapping {
-            Ok(Ok(mapping)) => mapping,
-            _ => Mapping::unknown(rest.run().start),
-        };
-        let part = rest.part(0, mapping.run.end() - rest.run().start);
-        if stage_part(part, mapping).is_none() {
-            break;
+    /// Returns how many pages were done, from the first one on.
+    fn stage_and_move(&self, pages: AppPages) -> u64 {
+        let mut done = 0;
+        while done < pages.run().len {
+            let rest = pages.part(done, pages.run().len - done);
+            let start = rest.run().start;
+            let mapping = self.maps.as_ref().and_then(|maps| maps.at(start).ok());
+            let mapping = mapping.unwrap_or_else(|| Mapping::unknown(start));
+            let part = rest.part(0, mapping.run.end() - start);
+            if stage_part(part, mapping).is_none() {
+                break;
+            }
+            done += part.run().len;
         }
-        done += part.run().len;
+        done
     }
-    done
 }
 
 fn stage_part(pages: AppPages, mapping: Mapping) -> Option<()> {
     let run = pages.run();
     let count = usize::try_from(run.len).ok()?;
     let mut staged = OwnPages::map(count).ok()?;
+    // In one call: else each page is a fault inside of the call that fills it.
+    staged.populate().ok()?;
     if read_pages(&[run], staged.pages_mut()) != count {
         return None;
     }
@@ -236,17 +239,13 @@ fn stage_part(pages: AppPages, mapping: Mapping) -> Option<()> {
     remap::move_over(staged, pages).ok()
 }
 
+/// The first merged pages of `run`, as far as they follow each other, at most [`STEP`].
 fn first_merged(tables: &Tables, run: PageRun) -> Option<PageRun> {
-    let merged = |page: u64| tables.states.get(page).flags.contains(Flags::MERGED);
-    let mut at = run.start;
-    while let Some(in_file) = tables.states.first_in_file(PageRun::between(at, run.end())) {
-        if let Some(start) = (in_file.start..in_file.end()).find(|page| merged(*page)) {
-            let end = (start..in_file.end()).find(|page| !merged(*page));
-            return Some(PageRun::between(start, end.unwrap_or(in_file.end())));
-        }
-        at = in_file.end();
-    }
-    None
+    let merged = |flags: Flags| flags.contains(Flags::MERGED);
+    let start = tables.states.first_with(run, merged)?;
+    let most = run.end().min(start + STEP);
+    let end = (start..most).find(|page| !merged(tables.states.get(*page).flags));
+    Some(PageRun::between(start, end.unwrap_or(most)))
 }
 
 fn mark_broken(tables: &mut Tables, run: PageRun) {

@@ -88,6 +88,8 @@ pub struct Extras {
 }
 
 const DEFAULT_PAGES_TO_SCAN: u32 = 100;
+/// Pages of one order to unmerge.
+const UNMERGED_AT_ONCE: u64 = 1 << 14;
 
 /// A write that waits for the scan to stand still.
 #[derive(Debug)]
@@ -257,14 +259,29 @@ impl<S: SlotStore> Engine<S> {
             .filter(|(_, mm)| !mm.exiting)
             .map(|(id, mm)| (id, mm.regions.clone()))
             .collect();
-        for (mm, regions) in mms {
-            for range in regions {
-                let order = Order::Unmerge { range };
-                self.outbox
-                    .send(mm, order, Purpose::Unmerge(range), self.now);
-            }
+        for (mm, mut regions) in mms {
+            regions.reverse();
+            self.unmerge_next(mm, regions);
         }
         self.pump();
+    }
+
+    /// Orders the first piece of the last of these ranges to be unmerged: of what takes longer an agent could not say in
+    /// time that it is at work.
+    fn unmerge_next(&mut self, mm: MmId, mut rest: Vec<PageRun>) {
+        let Some(mut range) = rest.pop() else {
+            return;
+        };
+        if range.len > UNMERGED_AT_ONCE {
+            rest.push(PageRun::between(
+                range.start + UNMERGED_AT_ONCE,
+                range.end(),
+            ));
+            range.len = UNMERGED_AT_ONCE;
+        }
+        let order = Order::Unmerge { range };
+        let purpose = Purpose::Unmerge { range, rest };
+        self.outbox.send(mm, order, purpose, self.now);
     }
 
     /// An agent has unmerged a range up to `end`.
@@ -272,6 +289,7 @@ impl<S: SlotStore> Engine<S> {
         &mut self,
         mm: MmId,
         range: PageRun,
+        rest: Vec<PageRun>,
         end: u64,
     ) -> Result<(), ReportError> {
         if end < range.start || end > range.end() {
@@ -282,6 +300,7 @@ impl<S: SlotStore> Engine<S> {
         if end < range.end() {
             self.fail_unmerge();
         }
+        self.unmerge_next(mm, rest);
         Ok(())
     }
 

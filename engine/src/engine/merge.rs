@@ -551,7 +551,7 @@ impl<S: SlotStore> Engine<S> {
                 Purpose::Split(runs) => lost(self, runs, Self::was_split),
                 Purpose::Remap(runs) => lost(self, runs, Self::remapped),
                 Purpose::Refile(runs) => lost(self, runs, Self::refiled),
-                Purpose::Unmerge(_) => self.unmerge_lost(mm),
+                Purpose::Unmerge { .. } => self.unmerge_lost(mm),
                 Purpose::Forget => {}
                 Purpose::Count(ticket) => self.count_answered(ticket),
             }

@@ -19,7 +19,11 @@ pub(crate) enum Purpose {
     Map(Vec<PageRun>),
     Zero(Vec<PageRun>),
     Split(Vec<PageRun>),
-    Unmerge(PageRun),
+    Unmerge {
+        range: PageRun,
+        /// What is to be unmerged after that.
+        rest: Vec<PageRun>,
+    },
     /// An unmerge of pages that are not merged, so that the agent hashes them anew.
     Forget,
     Remap(Vec<PageRun>),
