@@ -13,6 +13,7 @@ use memmap2::{Advice, MmapMut};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use sys::filler::Filler;
 
 mod sys;
 
@@ -23,6 +24,8 @@ const ARENA_BYTES: u64 = ARENA_SLOTS as u64 * PAGE_SIZE as u64;
 #[derive(Debug, Default)]
 pub struct MemfdStore {
     arenas: HashMap<ArenaId, Arena>,
+    /// Looked for when the first arena is made. Without it filling takes longer.
+    filler: Option<Result<Filler, Errno>>,
 }
 
 #[derive(Debug)]
@@ -38,6 +41,8 @@ struct Arena {
 struct Filling {
     memfd: OwnedFd,
     mapping: MmapMut,
+    /// Whether the store's filler fills it.
+    has_filler: bool,
 }
 
 impl MemfdStore {
@@ -61,8 +66,12 @@ impl SlotStore for MemfdStore {
         _domain: DomainId,
         node: Option<NumaNode>,
     ) -> Result<(), StoreError> {
-        let made =
-            Arena::create(node).map_err(|(call, errno)| StoreError::Os { call, arena, errno })?;
+        let filler = self.filler.get_or_insert_with(Filler::new).as_ref().ok();
+        let made = Arena::create(node, filler).map_err(|(call, errno)| StoreError::Os {
+            call,
+            arena,
+            errno,
+        })?;
         self.arenas.insert(arena, made);
         Ok(())
     }
@@ -77,8 +86,9 @@ impl SlotStore for MemfdStore {
         let Some(filling) = filling.filter(|_| end <= ARENA_SLOTS as usize) else {
             return Err(not_open);
         };
+        let filler = self.filler.as_ref().and_then(|filler| filler.as_ref().ok());
         filling
-            .write(first.index, pages)
+            .write(first.index, pages, filler)
             .map_err(|errno| StoreError::Os {
                 call: "madvise",
                 arena: first.arena,
@@ -99,7 +109,7 @@ impl SlotStore for MemfdStore {
     }
 
     fn finish(&mut self, arena: ArenaId) {
-        let Some(Filling { memfd, mapping }) =
+        let Some(Filling { memfd, mapping, .. }) =
             self.arenas.get_mut(&arena).and_then(|a| a.filling.take())
         else {
             return;
@@ -121,7 +131,7 @@ impl SlotStore for MemfdStore {
 type CallError = (&'static str, Errno);
 
 impl Arena {
-    fn create(node: Option<NumaNode>) -> Result<Self, CallError> {
+    fn create(node: Option<NumaNode>, filler: Option<&Filler>) -> Result<Self, CallError> {
         let memfd = create_memfd().map_err(|e| ("memfd_create", e))?;
         rustix::fs::ftruncate(&memfd, ARENA_BYTES).map_err(|e| ("ftruncate", e))?;
         // Keeps processes of other users from opening it for writing through /proc, before any seal is asked.
@@ -139,7 +149,11 @@ impl Arena {
         let read_only = reopen_read_only(&memfd).map_err(|e| ("open of /proc/self/fd", e))?;
         Ok(Self {
             read_only,
-            filling: Some(Filling { memfd, mapping }),
+            filling: Some(Filling {
+                has_filler: filler.is_some_and(|filler| filler.register(&mapping).is_ok()),
+                memfd,
+                mapping,
+            }),
         })
     }
 
@@ -159,8 +173,31 @@ impl Arena {
 }
 
 impl Filling {
-    fn write(&mut self, first: u32, pages: &[PageBytes]) -> Result<(), Errno> {
-        let start = first as usize * PAGE_SIZE;
+    fn write(
+        &mut self,
+        first: u32,
+        pages: &[PageBytes],
+        filler: Option<&Filler>,
+    ) -> Result<(), Errno> {
+        let (mut first, mut pages) = (first as usize, pages);
+        if let Some(filler) = filler.filter(|_| self.has_filler) {
+            loop {
+                let filled = filler.fill(&mut self.mapping, first, pages);
+                let Some((page, rest)) = pages.get(filled..).and_then(<[_]>::split_first) else {
+                    return Ok(());
+                };
+                // It is there already, from a time when there was no memory for all of them; or there is none now.
+                first += filled;
+                self.write_populated(first, std::slice::from_ref(page))?;
+                first += 1;
+                pages = rest;
+            }
+        }
+        self.write_populated(first, pages)
+    }
+
+    fn write_populated(&mut self, first: usize, pages: &[PageBytes]) -> Result<(), Errno> {
+        let start = first * PAGE_SIZE;
         let bytes = pages.as_flattened();
         // A store to a page that cannot be allocated is a SIGBUS; populating fails instead, and takes one call for all.
         while let Err(error) = self

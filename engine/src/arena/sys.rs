@@ -1,6 +1,8 @@
 //! Mapping an arena for filling.
 #![allow(unsafe_code, reason = "mapping a file is unsafe")]
 
+pub(super) mod filler;
+
 use crate::page::NumaNode;
 use memmap2::{MmapMut, MmapOptions};
 use rustix::io::Errno;

@@ -217,3 +217,20 @@ fn slots_outside_the_arena_are_refused() {
     let mut page = [0; PAGE_SIZE];
     assert!(store.read(slot(ARENA_SLOTS), &mut page).is_err());
 }
+
+/// As after a write that found memory for a part of its slots only.
+#[test]
+fn slots_that_have_memory_already_are_written_all_the_same() {
+    let mut store = MemfdStore::new();
+    store.create(ArenaId(1), DomainId(0), None).unwrap();
+    for index in [1, 2, 4] {
+        store.write(slot(index), &[[0xEE; PAGE_SIZE]]).unwrap();
+    }
+    let pages: Vec<_> = (0..6).map(|index| [pattern(index); PAGE_SIZE]).collect();
+    store.write(slot(0), &pages).unwrap();
+    for index in 0..6 {
+        let mut read = [0; PAGE_SIZE];
+        store.read(slot(index), &mut read).unwrap();
+        assert_eq!(read, [pattern(index); PAGE_SIZE], "slot {index}");
+    }
+}
