@@ -222,7 +222,7 @@ fn slots_outside_the_arena_are_refused() {
 #[test]
 fn slots_that_have_memory_already_are_written_all_the_same() {
     let mut store = MemfdStore::new();
-    store.create(ArenaId(1), DomainId(0), None).unwrap();
+    store.create(ARENA, DomainId(0), None).unwrap();
     for index in [1, 2, 4] {
         store.write(slot(index), &[[0xEE; PAGE_SIZE]]).unwrap();
     }
