@@ -114,6 +114,20 @@ impl Worker {
         self.answer(line)
     }
 
+    /// Sends a line that must be refused; the reason.
+    ///
+    /// # Panics
+    /// When it is not.
+    pub fn refused(&mut self, line: &str) -> String {
+        self.tell(line);
+        let mut answer = String::new();
+        self.from.read_line(&mut answer).expect("the worker's pipe");
+        match answer.trim_end().split_once(' ') {
+            Some(("err", reason)) => reason.to_owned(),
+            _ => panic!("worker {}: {line}: {answer:?}", self.pid()),
+        }
+    }
+
     /// Fills pages.
     pub fn fill(&mut self, start: usize, count: usize, content: Content) {
         self.ask(&format!("fill {start} {count} {}", content.words()));

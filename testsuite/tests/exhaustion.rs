@@ -102,38 +102,88 @@ fn an_exhausted_address_space_does_no_harm() {
     workers.iter_mut().for_each(Worker::verify);
 }
 
+/// Merged pages of the pair in [`Small`].
+const MANY: usize = 16 * 1024;
+/// Room for a quarter of the private copies that unmerging them in one process would need.
+const ROOM: u64 = 16 << 20;
+
+/// A merged pair of which one is in a memory group with little room.
+struct Small {
+    workers: Vec<Worker>,
+    daemon: Daemon,
+    group: MemoryGroup,
+}
+
+impl Small {
+    fn new(name: &str) -> Self {
+        let daemon = Daemon::start(KIT);
+        let group = MemoryGroup::create(name).expect("a memory controller");
+        let mut workers = pair(&daemon, MANY);
+        group.take(workers[0].pid()).expect("moving a process");
+        until_true("agents to be there", || workers[0].ask("agent") != "0");
+        let agent = workers[0].ask("agent").parse().expect("a pid");
+        group.take(agent).expect("moving an agent");
+        workers
+            .iter_mut()
+            .for_each(|worker| worker.fill(0, MANY, Content::Each(1)));
+        daemon.scan_fast();
+        until_true("merging", || {
+            usize::try_from(daemon.number("pages_sharing")).is_ok_and(|sharing| sharing >= MANY)
+        });
+        let usage = group.usage().expect("usage");
+        group.limit(usage + ROOM).expect("a limit");
+        Self {
+            workers,
+            daemon,
+            group,
+        }
+    }
+
+    /// Part of it is merged still, nobody was killed, and every byte is right.
+    fn is_consistent(&mut self) {
+        self.workers.iter_mut().for_each(Worker::verify);
+        let merged = self.workers[0].merged();
+        assert!(
+            0 < merged && merged < MANY,
+            "{merged} pages are merged: what there was room for was unmerged, and no more"
+        );
+        assert_eq!(self.group.oom_kills().expect("a count"), 0);
+    }
+}
+
 #[test]
 fn unmerging_in_a_small_cgroup_stops_in_time() {
-    let daemon = Daemon::start(KIT);
-    let group = MemoryGroup::create("ksmfs-test").expect("a memory controller");
-    let pages = 16 * 1024;
-    let mut workers = pair(&daemon, pages);
-    group.take(workers[0].pid()).expect("moving a process");
-    until_true("agents to be there", || workers[0].ask("agent") != "0");
-    let agent = workers[0].ask("agent").parse().expect("a pid");
-    group.take(agent).expect("moving an agent");
-    workers
-        .iter_mut()
-        .for_each(|worker| worker.fill(0, pages, Content::Each(1)));
-    daemon.scan_fast();
-    until_true("merging", || daemon.number("pages_sharing") >= 16 * 1024);
-    // Room for a quarter of the private copies that unmerging would need.
-    let room = 16 << 20;
-    group
-        .limit(group.usage().expect("usage") + room)
-        .expect("a limit");
-    let result = write_knob(&daemon.mount(), "run", "2");
-    println!("{} bytes in the group", group.usage().expect("usage"));
+    let mut small = Small::new("ksmfs-test-run");
+    let result = write_knob(&small.daemon.mount(), "run", "2");
     let refused = result.expect_err("there is no room");
     assert_eq!(refused.raw_os_error(), Some(12), "ENOMEM");
-    assert_eq!(daemon.number("run"), 0);
-    workers.iter_mut().for_each(Worker::verify);
-    assert!(
-        workers[0].merged() > 0,
-        "what there was no room for is merged still"
-    );
-    group.limit(1 << 40).expect("no limit");
-    daemon.write("run", "2");
-    assert_eq!(workers[0].merged(), 0);
-    workers.iter_mut().for_each(Worker::verify);
+    assert_eq!(small.daemon.number("run"), 0);
+    small.is_consistent();
+    // Again, and it stops where it stopped.
+    let again = write_knob(&small.daemon.mount(), "run", "2");
+    assert_eq!(again.expect_err("still none").raw_os_error(), Some(12));
+    small.is_consistent();
+    small.group.limit(1 << 40).expect("no limit");
+    small.daemon.write("run", "2");
+    assert_eq!(small.workers[0].merged(), 0);
+    small.workers.iter_mut().for_each(Worker::verify);
+}
+
+#[test]
+fn taking_memory_back_in_a_small_cgroup_stops_in_time() {
+    let mut small = Small::new("ksmfs-test-advice");
+    small.daemon.write("run", "0");
+    let all = format!("unmergeable 0 {MANY}");
+    let refused = small.workers[0].refused(&all);
+    assert!(refused.contains("no memory"), "{refused}");
+    small.is_consistent();
+    small.group.limit(1 << 40).expect("no limit");
+    small.workers[0].ask(&all);
+    assert_eq!(small.workers[0].merged(), 0);
+    small.workers.iter_mut().for_each(Worker::verify);
+    // It was not half taken back: it merges as before.
+    small.workers[0].ask(&format!("mergeable 0 {MANY}"));
+    small.daemon.write("run", "1");
+    until_true("merging again", || small.workers[0].merged() == MANY);
+    small.workers.iter_mut().for_each(Worker::verify);
 }
