@@ -3,7 +3,7 @@
 //! `lock`, `journal`, `tickets` and `told` are the client's own files, included as they are: only the words and the futex below
 //! them are loom's ([`word`]). Each of them is also there with a protection removed (`build.rs`), and a model that does not
 //! fail then would prove nothing. What is a copy says so: the pages in `holding`, the eventfd in `mailbox`, the daemon's side in
-//! `ledger`.
+//! `ledger`, all of `remote`.
 #![cfg(test)]
 #![allow(dead_code, reason = "the models do not call all of what they include")]
 
@@ -11,6 +11,7 @@ mod holding;
 mod ledger;
 mod locking;
 mod mailbox;
+mod remote;
 mod telling;
 mod word;
 
