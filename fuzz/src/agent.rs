@@ -32,8 +32,10 @@ fn bytes_of(content: usize) -> PageBytes {
 pub struct Donated(pub Vec<usize>);
 
 impl Donation for Donated {
-    fn copy_page(&self, index: usize, into: &mut PageBytes) {
-        *into = bytes_of(self.0.get(index).copied().unwrap_or(0));
+    fn copy_pages(&self, first: usize, into: &mut [PageBytes]) {
+        for (index, page) in (first..).zip(into) {
+            *page = bytes_of(self.0.get(index).copied().unwrap_or(0));
+        }
     }
 }
 

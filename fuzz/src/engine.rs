@@ -54,6 +54,7 @@ pub fn run(data: &[u8]) {
     scene.engine.set_extras(Extras {
         refile_percent: if how & 8 == 0 { 0 } else { 40 },
         meet_phases: how & 16 != 0,
+        huge_pages_as_ksmd: false,
     });
     let _ = scene.engine.write(KsmFile::Run, b"1");
     let _ = scene
@@ -276,7 +277,7 @@ impl Scene {
                 end: range.end() - range.len.min(zero_pages.saturating_sub(1)),
             },
             Order::Count => ReportRef::Counted { zero_pages },
-            Order::Donate { runs } | Order::Zero { runs } => {
+            Order::Donate { runs } | Order::Zero { runs } | Order::Split { runs } => {
                 for page in runs.iter().flat_map(|run| run.start..run.end()) {
                     let lie = bytes.byte();
                     let told = known.told.get(&page).copied().unwrap_or(0);

@@ -98,16 +98,18 @@ impl SlotStore for Store {
         Ok(())
     }
 
-    fn write(&mut self, slot: Slot, bytes: &PageBytes) -> Result<(), StoreError> {
-        self.may_fail(slot.arena)?;
-        self.with(slot.arena, |arena| {
+    fn write(&mut self, first: Slot, pages: &[PageBytes]) -> Result<(), StoreError> {
+        self.may_fail(first.arena)?;
+        self.with(first.arena, |arena| {
             assert!(
                 arena.open && !arena.released,
-                "{slot:?} is written too late"
+                "{first:?} is written too late"
             );
-            let place = &mut arena.slots[slot.index as usize];
-            assert!(place.is_none(), "{slot:?} is written twice");
-            *place = Some(Box::new(*bytes));
+            for (index, bytes) in (first.index as usize..).zip(pages) {
+                let place = &mut arena.slots[index];
+                assert!(place.is_none(), "{first:?}: slot {index} is written twice");
+                *place = Some(Box::new(*bytes));
+            }
         });
         Ok(())
     }

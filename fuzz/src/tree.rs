@@ -4,7 +4,7 @@ use super::bytes::Bytes;
 use super::store::Store;
 use ksm_engine::engine::{Engine, Written};
 use ksm_engine::knobs::KsmFile;
-use ksmfs::tree::{Change, ROOT, Tree, WRITE_LIMIT, accepted_write, refuse_allocation};
+use ksmfs::tree::{Change, ROOT, Shown, Tree, WRITE_LIMIT, accepted_write, refuse_allocation};
 use rustix::fs::{Gid, OFlags, Uid, XattrFlags};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
@@ -151,13 +151,13 @@ impl Scene {
         let handle = self.handle(bytes);
         let opened = self.tree.opened(handle);
         let Some((file, _)) = self.model.open.get(&handle) else {
-            return assert_eq!(opened.map(|open| open.file), Err(Errno::BADF));
+            return assert_eq!(opened.map(|open| open.shown), Err(Errno::BADF));
         };
         let file = *file;
         let text = self.engine().read(file);
         let open = opened.expect("it is open");
         let (_, rest) = self.model.open.get_mut(&handle).expect("it is open");
-        assert_eq!(open.file, file);
+        assert_eq!(open.shown, Shown::Value(file));
         assert_eq!(open.is_unread(), rest.is_none());
         let goes_on = rest.as_ref().map_or(0, |(at, _)| *at);
         let offset = match bytes.bit() {
@@ -188,12 +188,15 @@ impl Scene {
         let Ok(open) = self.tree.opened(handle) else {
             return;
         };
-        match accepted_write(open.file, text) {
-            Err(errno) => assert!(errno == Errno::IO && !open.file.is_writable()),
-            Ok(accepted) => {
-                assert!(open.file.is_writable());
+        let Shown::Value(file) = open.shown else {
+            return;
+        };
+        match accepted_write(open.shown, text) {
+            Err(errno) => assert!(errno == Errno::IO && !file.is_writable()),
+            Ok((written, accepted)) => {
+                assert!(written == file && file.is_writable());
                 assert_eq!(accepted, &text[..text.len().min(WRITE_LIMIT)]);
-                if let Ok(Written::Pending(ticket)) = self.engine().write(open.file, accepted) {
+                if let Ok(Written::Pending(ticket)) = self.engine().write(file, accepted) {
                     let finished = self.engine().take_finished();
                     assert_eq!(finished.map(|(done, _)| done), Some(ticket));
                 }

@@ -96,7 +96,11 @@ fn keeps_promises_to_daemon(message: &ToDaemon<'_>) {
             }
             ReportRef::Unmerged { .. } | ReportRef::Counted { .. } => {}
         },
-        ToDaemon::Hello(_) | ToDaemon::Query | ToDaemon::Locate | ToDaemon::AllSaid => {}
+        ToDaemon::Hello(_)
+        | ToDaemon::Query
+        | ToDaemon::Locate
+        | ToDaemon::AllSaid
+        | ToDaemon::Mode { .. } => {}
     }
 }
 
@@ -120,7 +124,7 @@ fn keeps_promises_to_agent(message: &ToAgent<'_>) {
             are_ascending(skip.iter().copied());
             assert!(limit <= VISIT_PAGES);
         }
-        OrderRef::Donate { runs } | OrderRef::Zero { runs } => {
+        OrderRef::Donate { runs } | OrderRef::Zero { runs } | OrderRef::Split { runs } => {
             runs.iter().copied().for_each(is_in_memory);
         }
         OrderRef::Map { runs, .. } | OrderRef::Remap { runs, .. } => {
