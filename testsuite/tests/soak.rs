@@ -16,7 +16,9 @@ const PAGES: usize = 300;
 const COMMON: usize = 200;
 /// What a process may have more of than it had: the first time that something happens it may take memory for good.
 const KIB: u64 = 2048;
-const MAPS: usize = 24;
+/// Pages that were unmerged stay in as many mappings as the agent had moved them in, until the app unmaps them: at most one
+/// for each page.
+const MAPS: usize = PAGES;
 const GAUGES: [&str; 8] = [
     "pages_shared",
     "pages_sharing",
