@@ -10,6 +10,7 @@ mod count;
 mod donate;
 mod headroom;
 pub mod held;
+pub mod kept;
 mod merge;
 pub(crate) mod pins;
 mod remap;
@@ -32,7 +33,7 @@ use headroom::Headroom;
 use held::Quarantine;
 use ksm_engine::digest::Salt;
 use ksm_engine::order::{DONATION_PAGES, MAP_PAGES, MapRun, OrderRef, Outcome, ReportRef};
-use ksm_engine::page::{PageBytes, PageRun, Slot};
+use ksm_engine::page::{ArenaId, PageBytes, PageRun, Slot};
 use report::ReportBuffer;
 use rustix::io::Errno;
 use std::os::fd::BorrowedFd;
@@ -270,21 +271,36 @@ impl Agent {
             OrderRef::Donate { runs } if ready => self.donate(runs, out),
             OrderRef::Zero { runs } if ready => self.zero(runs, out),
             OrderRef::Split { runs } if ready => self.split(runs, out),
-            OrderRef::Map { arena: id, runs } if ready => self.map(id, arena, runs, out),
-            OrderRef::Remap { arena: id, runs } if ready => self.remap(id, arena, runs, out),
+            OrderRef::Map { arena: id, runs } if ready => match self.enter(id, arena) {
+                Ok(own) => self.map(own, arena, runs, out),
+                Err(outcome) => refuse(runs, outcome, out),
+            },
+            OrderRef::Remap { arena: id, runs } if ready => match self.enter(id, arena) {
+                Ok(own) => self.remap(own, arena, runs, out),
+                Err(outcome) => refuse(runs, outcome, out),
+            },
             OrderRef::Donate { runs } | OrderRef::Zero { runs } | OrderRef::Split { runs } => {
                 for run in runs {
                     out.outcome(*run, Outcome::Busy);
                 }
             }
             OrderRef::Map { runs, .. } | OrderRef::Remap { runs, .. } => {
-                for run in runs {
-                    out.outcome(run.pages(), Outcome::Busy);
-                }
+                refuse(runs, Outcome::Busy, out);
             }
         }
         out.count_outcomes(&self.space.counters);
         out.done()
+    }
+
+    /// Our number for the arena that comes with an order under the daemon's.
+    fn enter(&self, name: ArenaId, arena: Option<BorrowedFd<'_>>) -> Result<ArenaId, Outcome> {
+        let arena = arena.ok_or(Outcome::Failed)?;
+        // What has seals is memory, and answers at once.
+        rustix::fs::fcntl_get_seals(arena).map_err(|_| Outcome::Failed)?;
+        let stat = rustix::fs::fstat(arena).map_err(|_| Outcome::Failed)?;
+        let mut tables = self.space.step(PATIENCE).ok_or(Outcome::Busy)?;
+        let entered = tables.states.arenas.enter(stat.st_ino, name);
+        entered.ok_or(Outcome::NoMaps)
     }
 
     fn zero_pages(&self) -> u64 {
@@ -327,6 +343,12 @@ impl Drop for Agent {
         for run in self.mappings().into_iter().flatten() {
             tables.remove_agent_mapping(run);
         }
+    }
+}
+
+fn refuse(runs: &[MapRun], outcome: Outcome, out: &mut ReportBuffer) {
+    for run in runs {
+        out.outcome(run.pages(), outcome);
     }
 }
 

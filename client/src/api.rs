@@ -21,7 +21,7 @@ use crate::sys::memory::{Placed, page_of};
 use crate::sys::task::WAKE;
 use crate::trust;
 use ksm_engine::page::{PAGE_SIZE, PageRun};
-use ksm_engine::wire::{Figures, MessageBuffer, MountDevice, ToAgent, ToDaemon};
+use ksm_engine::wire::{Figures, MessageBuffer, MountDevice, ToAgent, ToDaemon, Versions};
 use rustix::io::Errno;
 use rustix::net::SocketAddrUnix;
 use rustix::process::{Pid, kill_process};
@@ -32,6 +32,7 @@ use std::sync::atomic::Ordering;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Config {
     socket: Option<PathBuf>,
+    versions: Option<Versions>,
 }
 
 impl Config {
@@ -39,6 +40,14 @@ impl Config {
     #[must_use]
     pub fn socket(mut self, path: impl Into<PathBuf>) -> Self {
         self.socket = Some(path.into());
+        self
+    }
+
+    /// Speaks these versions of the protocol only, as an older or a newer program would. For tests.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn versions(mut self, versions: Versions) -> Self {
+        self.versions = Some(versions);
         self
     }
 }
@@ -152,8 +161,9 @@ impl Client {
         if !fork::claim_for_client() {
             return Err(StartError::Embedded);
         }
+        let versions = config.versions.unwrap_or(Versions::SPOKEN);
         let presence = PRESENCE
-            .get_or_keep(|| Presence::new(space, addresses.clone()))
+            .get_or_keep(|| Presence::new(space, addresses.clone(), versions))
             .map_err(os("mmap of the agent's memory"))?;
         if presence.addresses != addresses {
             return Err(StartError::OtherSocket);

@@ -7,13 +7,15 @@ use crate::link_state::LinkState;
 use crate::sys::peer::peer_of;
 use crate::trust;
 use ksm_engine::digest::Salt;
-use ksm_engine::wire::{Hello, MessageBuffer, ToAgent, ToDaemon};
+use ksm_engine::wire::{
+    HANDED_IN, Hello, MessageBuffer, ToAgent, ToDaemon, Version, Versions,
+};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Timespec;
 use rustix::io::{Errno, IoSlice, IoSliceMut};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
-    SendAncillaryBuffer, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg,
     sendmsg, socket_with, sockopt,
 };
 use std::mem::MaybeUninit;
@@ -36,6 +38,8 @@ pub type Descriptors = [Option<OwnedFd>; MOST_DESCRIPTORS];
 #[derive(Debug)]
 pub struct Link {
     socket: OwnedFd,
+    /// What both ends speak; until that is agreed on, what is asked without a greeting.
+    version: Version,
 }
 
 /// What the daemon answers a greeting with.
@@ -60,15 +64,21 @@ impl Link {
         connect(&socket, address).map_err(LinkState::NoDaemon)?;
         let peer = peer_of(socket.as_fd()).map_err(LinkState::Failed)?;
         if trust::is_trusted(peer) {
-            Ok(Self { socket })
+            let version = Versions::SPOKEN.oldest;
+            Ok(Self { socket, version })
         } else {
             Err(LinkState::Untrusted { uid: peer.uid })
         }
     }
 
     /// The connection whose socket was handed over.
-    pub fn from_socket(socket: OwnedFd) -> Self {
-        Self { socket }
+    pub fn from_socket(socket: OwnedFd, version: Version) -> Self {
+        Self { socket, version }
+    }
+
+    /// The version of the protocol that is spoken.
+    pub fn version(&self) -> Version {
+        self.version
     }
 
     /// The socket.
@@ -77,9 +87,22 @@ impl Link {
     }
 
     /// Greets, and waits for the answer.
-    pub fn greet(&self, hello: Hello, buffer: &mut MessageBuffer) -> Result<Welcome, LinkState> {
+    pub fn greet(
+        &mut self,
+        hello: Hello,
+        buffer: &mut MessageBuffer,
+    ) -> Result<Welcome, LinkState> {
+        self.version = hello.versions.oldest;
         self.send(&ToDaemon::Hello(hello), buffer)?;
-        let (answer, [donation, device]) = self.answer(buffer)?;
+        self.wait_for(PollFlags::IN)?;
+        let (received, version) = self
+            .receive_of_any_version(buffer)?
+            .ok_or(LinkState::NoDaemon(Errno::TIMEDOUT))?;
+        let (answer, [donation, device]) = received;
+        if !matches!(answer, ToAgent::Refused(_)) && !hello.versions.contain(version) {
+            return Err(LinkState::Protocol);
+        }
+        self.version = version;
         match (answer, donation) {
             (ToAgent::Welcome { salt }, Some(donation)) => Ok(Welcome {
                 salt,
@@ -107,12 +130,28 @@ impl Link {
         message: &ToDaemon<'_>,
         buffer: &mut MessageBuffer,
     ) -> Result<(), LinkState> {
+        self.send_with(message, &[], buffer)
+    }
+
+    /// The same with descriptors, [`HANDED_IN`] at most.
+    pub fn send_with(
+        &self,
+        message: &ToDaemon<'_>,
+        descriptors: &[BorrowedFd<'_>],
+        buffer: &mut MessageBuffer,
+    ) -> Result<(), LinkState> {
         let len = message.encode(buffer).map_err(|_| LinkState::Protocol)?;
+        self.version.stamp(buffer);
         let bytes = buffer.0.get(..len).ok_or(LinkState::Protocol)?;
         loop {
-            let mut none = SendAncillaryBuffer::default();
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(HANDED_IN))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            let rights = SendAncillaryMessage::ScmRights(descriptors);
+            if !descriptors.is_empty() && !control.push(rights) {
+                return Err(LinkState::Protocol);
+            }
             let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-            match sendmsg(&self.socket, &[IoSlice::new(bytes)], &mut none, flags) {
+            match sendmsg(&self.socket, &[IoSlice::new(bytes)], &mut control, flags) {
                 Ok(_) => return Ok(()),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => self.wait_for(PollFlags::OUT)?,
@@ -126,6 +165,17 @@ impl Link {
         &self,
         buffer: &'b mut MessageBuffer,
     ) -> Result<Option<(ToAgent<'b>, Descriptors)>, LinkState> {
+        match self.receive_of_any_version(buffer)? {
+            Some((received, version)) if version == self.version => Ok(Some(received)),
+            Some(_) => Err(LinkState::Protocol),
+            None => Ok(None),
+        }
+    }
+
+    fn receive_of_any_version<'b>(
+        &self,
+        buffer: &'b mut MessageBuffer,
+    ) -> Result<Option<((ToAgent<'b>, Descriptors), Version)>, LinkState> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
@@ -154,7 +204,8 @@ impl Link {
         }
         let bytes = buffer.0.get(..received.bytes).ok_or(LinkState::Protocol)?;
         let message = ToAgent::decode(bytes).map_err(|_| LinkState::Protocol)?;
-        Ok(Some((message, descriptors)))
+        let version = Version::of(bytes).ok_or(LinkState::Protocol)?;
+        Ok(Some(((message, descriptors), version)))
     }
 
     fn wait_for(&self, event: PollFlags) -> Result<(), LinkState> {

@@ -47,6 +47,9 @@ impl fmt::Display for LinkState {
             Self::Refused(RefusalReason::TooMany) => {
                 f.write_str("the daemon has too many connections of this user")
             }
+            Self::Refused(RefusalReason::Version) => f.write_str(
+                "the daemon speaks no version of the protocol that this program speaks: one of the two is too old",
+            ),
             Self::Refused(RefusalReason::Stopping) => f.write_str("the daemon is stopping"),
             Self::Protocol => f.write_str("the daemon speaks another version of the protocol"),
             Self::NoUserfaultfd(errno) => write!(
@@ -114,6 +117,7 @@ fn from_word(word: u64) -> LinkState {
         4 => LinkState::Refused(match detail {
             1 => RefusalReason::WrongPid,
             2 => RefusalReason::TooMany,
+            4 => RefusalReason::Version,
             _ => RefusalReason::Stopping,
         }),
         5 => LinkState::Protocol,
@@ -137,6 +141,7 @@ mod tests {
             LinkState::Refused(RefusalReason::WrongPid),
             LinkState::Refused(RefusalReason::TooMany),
             LinkState::Refused(RefusalReason::Stopping),
+            LinkState::Refused(RefusalReason::Version),
             LinkState::Protocol,
             LinkState::NoUserfaultfd(Errno::PERM),
             LinkState::OldKernel,

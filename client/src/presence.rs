@@ -14,8 +14,7 @@ use crate::sys::task::{self, PIDFD_THREAD, WAKE};
 use crate::sys::uffd::Userfaults;
 use crate::tickets::{Tickets, wait_until};
 use crate::word::{wait, wake_all};
-use ksm_engine::digest::Salt;
-use ksm_engine::wire::{Birth, CHILDREN, GONE};
+use ksm_engine::wire::{Birth, CHILDREN, GONE, Versions};
 use rustix::io::Errno;
 use rustix::net::SocketAddrUnix;
 use rustix::process::{Pid, PidfdGetfdFlags, kill_process, pidfd_getfd, pidfd_open};
@@ -38,6 +37,8 @@ pub struct Presence {
     pub space: &'static Space,
     /// Where the daemon may listen.
     pub addresses: [Option<SocketAddrUnix>; 2],
+    /// The versions of the protocol that are spoken.
+    pub versions: Versions,
     /// The stack of the steward.
     steward_stack: Stack,
     /// The stack of the agent.
@@ -86,10 +87,12 @@ impl Presence {
     pub fn new(
         space: &'static Space,
         addresses: [Option<SocketAddrUnix>; 2],
+        versions: Versions,
     ) -> Result<Self, Errno> {
         let new = Self {
             space,
             addresses,
+            versions,
             steward_stack: Stack::map(STACK_PAGES)?,
             agent_stack: Stack::map(STACK_PAGES)?,
             desk: Workplace::map()?,
@@ -262,15 +265,9 @@ impl Presence {
         wake_all(&self.attempts);
     }
 
-    /// Prepares for a connection: what is known of the pages depends on which daemon knew them `before`. A daemon's
-    /// salts are its own.
-    pub fn meet_daemon(&self, before: Option<Salt>, now: Salt) {
-        let prepared = || match before {
-            None => true,
-            Some(before) if before == now => self.space.on_another_link(),
-            Some(_) => self.space.on_reconnect(),
-        };
-        while !prepared() {}
+    /// Prepares for a connection that is not the first: nobody there knows what was said over another one.
+    pub fn meet_daemon_again(&self) {
+        while !self.space.on_reconnect() {}
     }
 
     /// Waits until somebody has tried to connect, but not for ever.

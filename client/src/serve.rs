@@ -3,6 +3,9 @@
 //! It is a task of its own in the app's address space (see [`crate::sys::task`]). The app may stand still at any point,
 //! with the lock of its heap held: nothing here may use the heap, a lock of the app or a logger, or panic.
 
+mod handing_in;
+
+use crate::agent::kept::Kept;
 use crate::agent::{Agent, View};
 use crate::desk::Desk;
 use crate::link::{Link, Welcome};
@@ -15,7 +18,8 @@ use crate::sys::read::Reading;
 use crate::sys::task::{self, HandedOver, TaskDuty};
 use crate::sys::uffd::Userfaults;
 use ksm_engine::digest::Salt;
-use ksm_engine::wire::{ToAgent, ToDaemon};
+use ksm_engine::order::OrderRef;
+use ksm_engine::wire::{ToAgent, ToDaemon, Version};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Timespec;
 use rustix::io::Errno;
@@ -47,6 +51,8 @@ pub struct Commission<'a> {
     pub view: &'a View,
     /// A connection that has been greeted.
     pub socket: HandedOver,
+    /// What is spoken there.
+    pub version: Version,
     /// The donation buffer of that connection.
     pub donation: HandedOver,
     /// The salt of the present connection.
@@ -111,15 +117,16 @@ impl Commission<'_> {
     }
 
     fn serve(&mut self, calls: &Calls) -> Result<(), Errno> {
-        let mut link = Link::from_socket(self.socket.adopt());
+        let mut link = Link::from_socket(self.socket.adopt(), self.version);
         let mut agent = self.agent(&self.donation.adopt(), self.salt, calls.reading)?;
+        let mut kept = Kept::new();
         loop {
             self.presence.say(LinkState::Connected);
-            let ended = self.converse(&link, &mut agent, calls);
+            let ended = self.converse(&link, &mut agent, &mut kept, calls);
             // The daemon is to see this end closed before another connection of ours comes.
             drop(link);
             self.presence.say(ended);
-            let Some(connected) = self.reconnect(calls) else {
+            let Some(connected) = self.reconnect(&mut kept, calls) else {
                 return Ok(());
             };
             let welcome;
@@ -151,10 +158,17 @@ impl Commission<'_> {
     }
 
     /// Follows orders until the connection ends.
-    fn converse(&mut self, link: &Link, agent: &mut Agent, calls: &Calls) -> LinkState {
+    fn converse(
+        &mut self,
+        link: &Link,
+        agent: &mut Agent,
+        kept: &mut Kept,
+        calls: &Calls,
+    ) -> LinkState {
         let mut looks = 0;
         self.told_merges_any = false;
-        let first = self.send_notices(link);
+        let first = handing_in::hand_in(self.presence.space, link, kept, &mut self.desk.outgoing)
+            .and_then(|()| self.send_notices(link));
         if let Err(state) =
             first.and_then(|()| link.send(&ToDaemon::AllSaid, &mut self.desk.outgoing))
         {
@@ -167,7 +181,7 @@ impl Commission<'_> {
             if let Err(state) = self.send_notices(link) {
                 return state;
             }
-            match self.follow_order(link, agent) {
+            match self.follow(link, agent, kept) {
                 Err(state) => return state,
                 Ok(true) => continue,
                 Ok(false) => {}
@@ -212,34 +226,56 @@ impl Commission<'_> {
         })
     }
 
-    /// Follows one order, if one is there.
-    fn follow_order(&mut self, link: &Link, agent: &mut Agent) -> Result<bool, LinkState> {
+    /// Does what one message wants, if one is there.
+    fn follow(
+        &mut self,
+        link: &Link,
+        agent: &mut Agent,
+        kept: &mut Kept,
+    ) -> Result<bool, LinkState> {
         let Desk {
             incoming,
             outgoing,
             report,
         } = &mut *self.desk;
+        let space = self.presence.space;
         let Some((message, [arena, _])) = link.receive(incoming)? else {
             return Ok(false);
         };
-        let ToAgent::Order { id, order } = message else {
-            return Err(LinkState::Protocol);
+        let (id, order) = match message {
+            ToAgent::Order { id, order } => (id, order),
+            ToAgent::Named { names } => {
+                handing_in::take_names(space, names);
+                return Ok(true);
+            }
+            ToAgent::Keep { arena: name } => {
+                handing_in::keep(space, kept, name, arena);
+                return Ok(true);
+            }
+            ToAgent::LetGo { arenas } => {
+                handing_in::let_go(space, kept, arenas);
+                return Ok(true);
+            }
+            _ => return Err(LinkState::Protocol),
         };
-        let arena = arena.as_ref().map(AsFd::as_fd);
-        let report = agent.handle(&order, arena, report);
+        let report = agent.handle(&order, arena.as_ref().map(AsFd::as_fd), report);
+        // First: the daemon may be gone.
+        if let OrderRef::Map { arena: name, .. } | OrderRef::Remap { arena: name, .. } = order {
+            handing_in::keep(space, kept, name, arena);
+        }
         link.send(&ToDaemon::Report { order: id, report }, outgoing)?;
         Ok(true)
     }
 
     /// Tries until a daemon answers; gives up when dismissed.
-    fn reconnect(&mut self, calls: &Calls) -> Option<(Link, Welcome)> {
+    fn reconnect(&mut self, kept: &mut Kept, calls: &Calls) -> Option<(Link, Welcome)> {
         let mut backoff = Backoff::default();
         while !self.is_dismissed(calls) {
             backoff.pause();
+            handing_in::let_go(self.presence.space, kept, &[]);
             match connect(self.presence, &mut self.desk.incoming) {
                 Ok((link, welcome)) => {
-                    self.presence.meet_daemon(Some(self.salt), welcome.salt);
-                    self.salt = welcome.salt;
+                    self.presence.meet_daemon_again();
                     return Some((link, welcome));
                 }
                 Err(state) => self.presence.say(state),

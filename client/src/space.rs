@@ -7,6 +7,7 @@
 //! All functions here are the app's side, and may be called from any of its threads, inside a `malloc` too; what the agent
 //! does is in [`crate::agent`].
 
+pub mod arenas;
 pub mod change;
 pub mod figures;
 pub mod journal;
@@ -31,7 +32,7 @@ use notices::{Notice, Notices};
 use pipes::Pipes;
 use regions::{Full, RunTable};
 use rustix::io::Errno;
-use states::{IN_FILE, PageState, States};
+use states::{IN_FILE, States};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 use told::Told;
@@ -245,17 +246,15 @@ pub struct Space {
     relatives: AtomicU32,
 }
 
-/// What is still to be changed in all page states because the daemon is another one. Done by the agent, step by step.
+/// That digests were reported is still to be forgotten of all pages from here on. Done by the agent, step by step.
 #[derive(Debug, FromZeros)]
 #[repr(C)]
 struct Sweep {
-    kind: AtomicU32,
+    due: AtomicU32,
     padding: AtomicU32,
     from: AtomicU64,
 }
 
-const SWEEP_KNOWN: u32 = 1;
-const SWEEP_SLOTS: u32 = 2;
 /// Pages of one step of a sweep.
 const SWEEP_STEP: u64 = 1 << 15;
 
@@ -362,38 +361,27 @@ impl Space {
         self.lock().notices.resend_all();
     }
 
-    /// The agent talks to another daemon than before: it knows no digest and no slot of ours. For the agent; false if
-    /// the app is in the way, and then to be called again.
+    /// The agent talks over another connection than before: whoever is there knows no digest of ours, and has yet to name
+    /// the arenas. For the agent; false if the app is in the way, and then to be called again.
     #[must_use]
     pub fn on_reconnect(&self) -> bool {
-        self.begin_anew(SWEEP_KNOWN | SWEEP_SLOTS)
-    }
-
-    /// The agent talks to the same daemon as before, but over another connection: its slots are the same, its
-    /// knowledge of our pages is gone. For the agent; false if the app is in the way, and then to be called again.
-    #[must_use]
-    pub fn on_another_link(&self) -> bool {
-        self.begin_anew(SWEEP_KNOWN)
-    }
-
-    fn begin_anew(&self, sweep: u32) -> bool {
         let Some(mut tables) = self.step(PATIENCE) else {
             return false;
         };
         tables.notices.resend_all();
-        self.start_sweep(sweep);
+        tables.states.arenas.forget_names();
+        self.start_sweep();
         true
     }
 
-    fn start_sweep(&self, kind: u32) {
+    fn start_sweep(&self) {
         self.sweep.from.store(0, Ordering::Relaxed);
-        self.sweep.kind.fetch_or(kind, Ordering::Release);
+        self.sweep.due.store(1, Ordering::Release);
     }
 
     /// Finishes a sweep that is due. False if the app is in the way.
     pub fn sweep(&self) -> bool {
-        let kind = self.sweep.kind.load(Ordering::Acquire);
-        if kind == 0 {
+        if self.sweep.due.load(Ordering::Acquire) == 0 {
             return true;
         }
         loop {
@@ -403,13 +391,15 @@ impl Space {
             let from = self.sweep.from.load(Ordering::Relaxed);
             let all = PageRun::between(from, ksm_engine::page::PAGE_LIMIT);
             let Some(first) = tables.states.first(all) else {
-                self.sweep.kind.store(0, Ordering::Release);
+                self.sweep.due.store(0, Ordering::Release);
                 return true;
             };
             let end = first + SWEEP_STEP;
             let mut rest = PageRun::between(first, end);
             while let Some(page) = tables.states.first(rest) {
-                tables.states.update(page, |state| sweep_page(kind, state));
+                tables
+                    .states
+                    .update(page, |state| state.flags.remove(states::Flags::KNOWN));
                 rest = PageRun::between(page + 1, end);
             }
             self.sweep.from.store(end, Ordering::Relaxed);
@@ -440,7 +430,8 @@ impl Space {
         tables.forget_what_was_not_inherited();
         tables.pipes.forget_calls();
         tables.notices.resend_all();
-        self.start_sweep(SWEEP_KNOWN);
+        tables.states.arenas.forget_names();
+        self.start_sweep();
         if let Some(told) = self.told.get() {
             told.is_told();
         }
@@ -457,11 +448,3 @@ impl Space {
 /// While it lives the agent holds no page and takes none.
 #[derive(Debug)]
 pub struct HoldOff<'a>(#[expect(dead_code, reason = "held, not looked at")] Guard<'a, Tables>);
-
-fn sweep_page(kind: u32, state: &mut PageState) {
-    use states::Flags;
-    state.flags.remove(Flags::KNOWN);
-    if kind & SWEEP_SLOTS != 0 && state.flags.contains(Flags::MERGED) {
-        state.flags.insert(Flags::FOREIGN);
-    }
-}

@@ -13,7 +13,6 @@ use crate::presence::Presence;
 use crate::serve::Commission;
 use crate::sys::task::{self, ThreadDuty, hand_over, run_task};
 use crate::sys::uffd::Userfaults;
-use ksm_engine::digest::Salt;
 use ksm_engine::wire::{Hello, MessageBuffer};
 use rustix::event::EventfdFlags;
 use rustix::fs::{Mode, OFlags, Timespec};
@@ -62,10 +61,11 @@ pub fn connect(
         pid: presence.app.load(Ordering::Acquire),
         parent: presence.parent.load(Ordering::Acquire),
         birth: presence.birth(),
+        versions: presence.versions,
     };
     let mut why = LinkState::NoDaemon(Errno::NOENT);
     for address in presence.addresses.iter().flatten() {
-        let attempt = Link::connect(address).and_then(|link| {
+        let attempt = Link::connect(address).and_then(|mut link| {
             let welcome = link.greet(hello, buffer)?;
             let joined = presence.join(welcome.donation.as_fd());
             joined.map_err(LinkState::Failed)?;
@@ -105,8 +105,8 @@ struct Steward<'a> {
     userfaults: Option<Userfaults>,
     /// Opened early: the app may change its user.
     view: View,
-    /// That of the daemon that knew this process last.
-    salt: Option<Salt>,
+    /// Whether any daemon has known this process.
+    has_met_daemon: bool,
 }
 
 impl<'a> Steward<'a> {
@@ -131,7 +131,7 @@ impl<'a> Steward<'a> {
             desk,
             userfaults: None,
             view,
-            salt: None,
+            has_met_daemon: false,
         })
     }
 
@@ -158,7 +158,10 @@ impl<'a> Steward<'a> {
         };
         self.presence.publish_userfaults(&userfaults);
         let userfaults = self.userfaults.insert(userfaults);
-        self.presence.meet_daemon(self.salt, welcome.salt);
+        if std::mem::replace(&mut self.has_met_daemon, true) {
+            self.presence.meet_daemon_again();
+        }
+        let version = link.version();
         let (socket, socket_behind) = hand_over(link.into_socket());
         let (donation, donation_behind) = hand_over(welcome.donation);
         let mut commission = Commission {
@@ -168,6 +171,7 @@ impl<'a> Steward<'a> {
             userfaults,
             view: &self.view,
             socket,
+            version,
             donation,
             salt: welcome.salt,
             desk: self.desk,
@@ -181,7 +185,6 @@ impl<'a> Steward<'a> {
         };
         let pid = &self.presence.agent;
         let ended = run_task(stack, &mut commission, left_behind, pid, dismiss);
-        self.salt = Some(commission.salt);
         self.presence.space.recover(userfaults);
         self.presence.dismissed.store(false, Ordering::Release);
         let _ = rustix::io::read(&self.dismissal, &mut [0; 8]);

@@ -162,7 +162,7 @@ fn what_is_no_message_ends_the_connection_and_no_more() {
         region
     };
     let long = vec![0; MAX_MESSAGE + 1];
-    let header = *b"ksm\x01\x02\x00\x06\x00";
+    let header = *b"ksm\x01\x04\x00\x06\x00";
     for garbage in [
         &b"x"[..],
         b"HTTP/1.1 200 OK\r\n\r\n",

@@ -4,10 +4,9 @@ mod daemon_double;
 
 use daemon_double::{App, DaemonDouble, Peer, pause, say, socket};
 use ksm_client::{Client, Config};
-use ksm_engine::digest::Salt;
 use ksm_engine::order::{MapRun, Order, Outcome, ReportRef, VisitState};
 use ksm_engine::page::{ArenaId, PAGE_SIZE, PageRun};
-use ksm_engine::wire::ToDaemon;
+use ksm_engine::wire::{HeldArena, NamedArena, ToAgent, ToDaemon};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 use rustix::process::{Pid, Signal, kill_process};
@@ -114,8 +113,10 @@ fn merge(peer: &mut Peer, run: PageRun) {
     }
 }
 
+/// What a daemon calls an arena means nothing to the next one, nor to the same one over another connection, until it is
+/// said again.
 #[test]
-fn slots_are_known_to_the_daemon_that_gave_them_and_foreign_to_another_one() {
+fn a_daemon_that_comes_next_is_handed_what_is_mapped_and_names_it() {
     let daemon = DaemonDouble::new();
     let mut app = App::start("app_that_takes_its_memory_back", &daemon.path());
     let mut peer = daemon.welcome();
@@ -123,28 +124,61 @@ fn slots_are_known_to_the_daemon_that_gave_them_and_foreign_to_another_one() {
     peer.await_registration(run);
     merge(&mut peer, run);
     assert_eq!(peer.state_of(run), VisitState::Merged);
+    let named = |peer: &mut Peer, held: &HeldArena| {
+        assert_eq!(peer.state_of(run), VisitState::Foreign);
+        let (tag, arena) = (held.tag, ArenaId(99));
+        let names = &[NamedArena { tag, arena }];
+        peer.send(&ToAgent::Named { names }, &[]);
+        assert_eq!(peer.state_of(run), VisitState::Merged);
+    };
+    let inode_of = |fd: &OwnedFd| rustix::fs::fstat(fd).expect("fstat").st_ino;
 
-    // The connection is lost, the daemon is the same.
     drop(peer);
     let mut peer = daemon.welcome();
-    peer.await_registration(run);
-    assert_eq!(peer.state_of(run), VisitState::Merged);
+    let [held] = peer.await_holds()[..] else {
+        panic!("it is one arena");
+    };
+    assert_eq!(inode_of(&peer.descriptors[0]), held.inode);
+    named(&mut peer, &held);
 
-    // So it is for another agent.
+    // Another agent has the memory, but not the descriptors. It is given one.
     let agent = Pid::from_raw(agent_of(app.pid()).cast_signed()).expect("not 0");
     kill_process(agent, Signal::KILL).expect("the agent is there");
+    let descriptor = std::mem::take(&mut peer.descriptors);
     let mut peer = daemon.welcome();
-    peer.await_registration(run);
+    assert_eq!(peer.await_holds(), [held]);
+    assert!(peer.descriptors.is_empty());
+    named(&mut peer, &held);
+    drop(descriptor);
+    let arena = arena();
+    let own = inode_of(&arena);
+    let keep = ToAgent::Keep { arena: ArenaId(99) };
+    peer.send(&keep, &[arena.as_fd()]);
     assert_eq!(peer.state_of(run), VisitState::Merged);
-
     drop(peer);
-    let mut peer = daemon.accept();
-    peer.welcome_with(Salt([8; 32]));
-    peer.await_registration(run);
+    let mut peer = daemon.welcome();
+    assert_eq!(peer.await_holds(), [held]);
+    assert_eq!(inode_of(&peer.descriptors[0]), own);
+
+    // What the daemon lets go is another daemon's to it.
+    named(&mut peer, &held);
+    let arenas = &[ArenaId(99)];
+    peer.send(&ToAgent::LetGo { arenas }, &[]);
     assert_eq!(peer.state_of(run), VisitState::Foreign);
 
     app.go_on();
     assert_eq!(app.hear(), "taken back");
+    // Nothing is mapped any more, and nothing is handed in.
+    drop(peer);
+    let mut peer = daemon.welcome();
+    loop {
+        match peer.receive() {
+            Some(ToDaemon::AllSaid) => break,
+            Some(ToDaemon::Holds { arenas }) => panic!("{arenas:?}"),
+            Some(_) => {}
+            None => panic!("the agent hung up"),
+        }
+    }
     app.finish();
 }
 

@@ -15,7 +15,10 @@ use rustix::io::Errno;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use sys::filler::Filler;
 
+mod adopt;
 mod sys;
+
+pub use adopt::{Adoptable, NotAdopted, examine, seal_for_good};
 
 /// Bytes of an arena.
 const ARENA_BYTES: u64 = ARENA_SLOTS as u64 * PAGE_SIZE as u64;
@@ -26,10 +29,16 @@ pub struct MemfdStore {
     arenas: HashMap<ArenaId, Arena>,
     /// Looked for when the first arena is made. Without it filling takes longer.
     filler: Option<Result<Filler, Errno>>,
+    by_inode: HashMap<(DomainId, u64), ArenaId>,
+    /// Let go of since anybody asked.
+    released: Vec<ArenaId>,
 }
 
 #[derive(Debug)]
 struct Arena {
+    domain: DomainId,
+    /// Names it for as long as the host runs, whoever has it.
+    inode: u64,
     /// What peers get, and what slots are read through.
     read_only: OwnedFd,
     /// Present until the arena is finished.
@@ -57,22 +66,51 @@ impl MemfdStore {
     pub fn descriptor(&self, arena: ArenaId) -> Option<BorrowedFd<'_>> {
         self.arenas.get(&arena).map(|a| a.read_only.as_fd())
     }
+
+    /// The arena of a domain with this inode, if it is here.
+    #[must_use]
+    pub fn with_inode(&self, domain: DomainId, inode: u64) -> Option<ArenaId> {
+        self.by_inode.get(&(domain, inode)).copied()
+    }
+
+    /// Takes in an arena that an earlier daemon made.
+    pub fn adopt(&mut self, arena: ArenaId, found: Adoptable) {
+        self.insert(
+            arena,
+            Arena {
+                domain: found.domain,
+                inode: found.inode,
+                read_only: found.memfd,
+                filling: None,
+            },
+        );
+    }
+
+    /// The arenas that were let go of since this was asked last.
+    pub fn take_released(&mut self) -> Vec<ArenaId> {
+        std::mem::take(&mut self.released)
+    }
+
+    fn insert(&mut self, id: ArenaId, arena: Arena) {
+        self.by_inode.insert((arena.domain, arena.inode), id);
+        self.arenas.insert(id, arena);
+    }
 }
 
 impl SlotStore for MemfdStore {
     fn create(
         &mut self,
         arena: ArenaId,
-        _domain: DomainId,
+        domain: DomainId,
         node: Option<NumaNode>,
     ) -> Result<(), StoreError> {
         let filler = self.filler.get_or_insert_with(Filler::new).as_ref().ok();
-        let made = Arena::create(node, filler).map_err(|(call, errno)| StoreError::Os {
+        let made = Arena::create(domain, node, filler).map_err(|(call, errno)| StoreError::Os {
             call,
             arena,
             errno,
         })?;
-        self.arenas.insert(arena, made);
+        self.insert(arena, made);
         Ok(())
     }
 
@@ -124,15 +162,23 @@ impl SlotStore for MemfdStore {
     }
 
     fn release(&mut self, arena: ArenaId) {
-        self.arenas.remove(&arena);
+        if let Some(old) = self.arenas.remove(&arena) {
+            self.by_inode.remove(&(old.domain, old.inode));
+            self.released.push(arena);
+        }
     }
 }
 
 type CallError = (&'static str, Errno);
 
 impl Arena {
-    fn create(node: Option<NumaNode>, filler: Option<&Filler>) -> Result<Self, CallError> {
-        let memfd = create_memfd().map_err(|e| ("memfd_create", e))?;
+    fn create(
+        domain: DomainId,
+        node: Option<NumaNode>,
+        filler: Option<&Filler>,
+    ) -> Result<Self, CallError> {
+        let name = adopt::name_of(domain, node);
+        let memfd = create_memfd(&name).map_err(|e| ("memfd_create", e))?;
         rustix::fs::ftruncate(&memfd, ARENA_BYTES).map_err(|e| ("ftruncate", e))?;
         // Keeps processes of other users from opening it for writing through /proc, before any seal is asked.
         rustix::fs::fchmod(&memfd, Mode::RUSR).map_err(|e| ("fchmod", e))?;
@@ -147,7 +193,10 @@ impl Arena {
         let seals = SealFlags::GROW | SealFlags::SHRINK | SealFlags::FUTURE_WRITE;
         rustix::fs::fcntl_add_seals(&memfd, seals).map_err(|e| ("fcntl(F_ADD_SEALS)", e))?;
         let read_only = reopen_read_only(&memfd).map_err(|e| ("open of /proc/self/fd", e))?;
+        let stat = rustix::fs::fstat(&memfd).map_err(|e| ("fstat", e))?;
         Ok(Self {
+            domain,
+            inode: stat.st_ino,
             read_only,
             filling: Some(Filling {
                 has_filler: filler.is_some_and(|filler| filler.register(&mapping).is_ok()),
@@ -218,11 +267,11 @@ fn slot_offset(index: u32) -> u64 {
     u64::from(index) * PAGE_SIZE as u64
 }
 
-fn create_memfd() -> Result<OwnedFd, Errno> {
+fn create_memfd(name: &str) -> Result<OwnedFd, Errno> {
     let flags = MemfdFlags::ALLOW_SEALING | MemfdFlags::CLOEXEC;
-    match rustix::fs::memfd_create(c"ksm-arena", flags | MemfdFlags::NOEXEC_SEAL) {
+    match rustix::fs::memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
         // Kernels before 6.3 do not know the flag.
-        Err(Errno::INVAL) => rustix::fs::memfd_create(c"ksm-arena", flags),
+        Err(Errno::INVAL) => rustix::fs::memfd_create(name, flags),
         made => made,
     }
 }

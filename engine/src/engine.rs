@@ -15,6 +15,7 @@ mod audit;
 mod control;
 mod count;
 mod huge;
+mod inquiry;
 mod items;
 mod merge;
 mod mm;
@@ -31,7 +32,9 @@ mod visits;
 use crate::digest::Salt;
 use crate::knobs::{KsmFile, WriteError};
 use crate::order::{Donation, Order, OrderId, Outcome, ReportRef};
-use crate::page::{ArenaId, Digest, DomainId, MmId, NumaNode, PAGE_SIZE, PageBytes, PageRun};
+use crate::page::{
+    ARENA_SLOT_LIMIT, ArenaId, Digest, DomainId, MmId, NumaNode, PAGE_SIZE, PageBytes, PageRun,
+};
 use crate::store::SlotStore;
 use crate::wire::Figures;
 use arenas::Arenas;
@@ -49,6 +52,9 @@ pub use control::{Extras, Knobs, Ticket, Written};
 
 /// Bytes that the kernel spends on an rmap item: what the profit figures count.
 pub const RMAP_ITEM_SIZE: i64 = 64;
+
+/// The most arenas of a domain beyond which none of an earlier daemon is taken over.
+pub const MAX_ARENAS: usize = 4096;
 
 /// The most address spaces at one time.
 pub const MAX_MMS: u32 = (1 << 19) - 2;
@@ -166,6 +172,8 @@ pub struct Engine<S> {
     families: u64,
     /// Reports that each count of zero pages still waits for.
     counts: HashMap<Ticket, usize>,
+    /// Those who wait for a full scan.
+    waiting_for_scan: Vec<inquiry::Waiting>,
     /// Nodes that were moved out of an arena, and which one.
     left_behind: HashMap<(DomainId, NodeId), ArenaId>,
 }
@@ -199,6 +207,7 @@ impl<S: SlotStore> Engine<S> {
             outcomes: BTreeMap::new(),
             families: 0,
             counts: HashMap::new(),
+            waiting_for_scan: Vec::new(),
             left_behind: HashMap::new(),
         }
     }
@@ -215,6 +224,11 @@ impl<S: SlotStore> Engine<S> {
         &self.store
     }
 
+    /// The same, to change it.
+    pub fn store_mut(&mut self) -> &mut S {
+        &mut self.store
+    }
+
     /// The knobs.
     #[must_use]
     pub fn knobs(&self) -> &Knobs {
@@ -226,17 +240,50 @@ impl<S: SlotStore> Engine<S> {
         if self.mms.iter().count() >= MAX_MMS as usize {
             return None;
         }
-        let salt = self.salt(domain);
-        self.domains.entry(domain).or_insert_with(|| Domain {
+        self.enter_domain(domain);
+        self.families += 1;
+        Some(self.mms.add(Mm::new(domain, self.families)))
+    }
+
+    fn enter_domain(&mut self, id: DomainId) -> &mut Domain {
+        let salt = self.salt(id);
+        self.domains.entry(id).or_insert_with(|| Domain {
             salt,
             zero_digest: salt.digest(&[0; PAGE_SIZE]),
             stable: StableTrees::default(),
             unstable: UnstableTrees::default(),
             arenas: Arenas::default(),
             foundings: HashMap::new(),
-        });
-        self.families += 1;
-        Some(self.mms.add(Mm::new(domain, self.families)))
+        })
+    }
+
+    /// Takes over an arena of `slots` slots that an earlier daemon filled for pages of `domain`, with its memory on `numa`
+    /// if that was asked for. `keep` gives it to the store. What is in a slot is looked at when a process is found to be
+    /// mapped to it; if none is in the next full scans, it is let go. `None` if the domain has [`MAX_ARENAS`].
+    pub fn adopt_arena(
+        &mut self,
+        domain: DomainId,
+        numa: Option<NumaNode>,
+        slots: u32,
+        keep: impl FnOnce(&mut S, ArenaId),
+    ) -> Option<ArenaId> {
+        if self.enter_domain(domain).arenas.len() >= MAX_ARENAS {
+            return None;
+        }
+        let (id, now) = (ArenaId(self.next_arena), self.now);
+        self.next_arena += 1;
+        keep(&mut self.store, id);
+        let arenas = &mut self.enter_domain(domain).arenas;
+        arenas.add_adopted(id, slots.min(ARENA_SLOT_LIMIT), numa, now);
+        Some(id)
+    }
+
+    /// An agent of the domain says that its process is mapped to an arena: it is not let go before that has been looked at.
+    pub fn expect_sharers(&mut self, domain: DomainId, arena: ArenaId) {
+        let now = self.now;
+        if let Some(domain) = self.domains.get_mut(&domain) {
+            domain.arenas.expect(arena, now);
+        }
     }
 
     /// The new address space of a process that was forked from the one of `parent`.
@@ -490,6 +537,11 @@ impl<S: SlotStore> Engine<S> {
 
     /// Notes an outcome that is not `Done`, and says once per mm and cause what it means.
     fn note(&mut self, mm: MmId, outcome: Outcome) {
+        if let Some(mm) = self.mms.get_mut(mm)
+            && let Some(reason) = mm.reasons.get_mut(outcome as usize)
+        {
+            *reason += 1;
+        }
         let count = self.outcomes.entry(outcome).or_default();
         *count += 1;
         if matches!(outcome, Outcome::NoMaps | Outcome::NoMemory) && count.is_power_of_two() {
@@ -526,7 +578,7 @@ impl<S: SlotStore> Engine<S> {
     /// Lets go of arenas that hold nothing.
     fn release_arenas(&mut self) {
         for domain in self.domains.values_mut() {
-            for arena in domain.arenas.take_empty() {
+            for arena in domain.arenas.take_empty(self.now) {
                 self.store.release(arena);
                 self.left_behind.retain(|_, from| *from != arena);
             }

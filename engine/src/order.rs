@@ -138,7 +138,7 @@ pub enum VisitState {
     CalmZero = 4,
     /// Mapped to the slot given, unbroken.
     Merged = 5,
-    /// Mapped to a slot of an arena that this engine did not make (an earlier daemon's).
+    /// Mapped to a slot of an arena that this engine has not named on the present connection (an earlier daemon's).
     Foreign = 6,
     /// An ordinary page in the skip list: there, but not read.
     Skipped = 7,

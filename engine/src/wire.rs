@@ -9,8 +9,12 @@ mod format;
 mod ledger;
 mod to_agent;
 mod to_daemon;
+mod version;
 
-pub use format::{Full, MAX_MESSAGE, MessageBuffer, VERSION, WireError};
+pub use format::{Full, MAX_MESSAGE, MessageBuffer, WireError};
 pub use ledger::{BUFFER_PAGES, Birth, CHILDREN, GONE, LEDGER_OFFSET, Ledger};
-pub use to_agent::{Figures, MountDevice, RefusalReason, ToAgent};
-pub use to_daemon::{Hello, ToDaemon};
+pub use to_agent::{
+    Figures, MountDevice, NamedArena, OUTCOMES, ProcessFigures, RefusalReason, ToAgent,
+};
+pub use to_daemon::{HANDED_IN, HeldArena, Hello, ToDaemon};
+pub use version::{Version, Versions};

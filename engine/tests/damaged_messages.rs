@@ -10,8 +10,8 @@ use ksm_engine::order::{
 };
 use ksm_engine::page::{ArenaId, Digest, PageRun, Slot};
 use ksm_engine::wire::{
-    Birth, Figures, Hello, MAX_MESSAGE, MessageBuffer, MountDevice, RefusalReason, ToAgent,
-    ToDaemon,
+    Birth, Figures, HeldArena, Hello, MAX_MESSAGE, MessageBuffer, MountDevice, NamedArena,
+    ProcessFigures, RefusalReason, ToAgent, ToDaemon, Versions,
 };
 
 const CASES: u64 = 10_000_000;
@@ -116,12 +116,18 @@ fn the_daemon_survives_damaged_messages() {
             ledger: 1,
             number: 2,
         },
+        versions: Versions::SPOKEN,
     };
     let messages = [
         ToDaemon::Hello(hello),
         ToDaemon::Query,
         ToDaemon::Locate,
         ToDaemon::AllSaid,
+        ToDaemon::Processes,
+        ToDaemon::Scan,
+        ToDaemon::Holds {
+            arenas: &[HeldArena::default(); 3],
+        },
         ToDaemon::Register { range: RANGE },
         ToDaemon::Unregister { range: RANGE },
         report(ReportRef::Visited {
@@ -166,6 +172,17 @@ fn an_agent_survives_damaged_messages() {
             minor: 9,
             asker: 7,
         }),
+        ToAgent::Named {
+            names: &[NamedArena { tag: 1, arena }; 2],
+        },
+        ToAgent::Keep { arena },
+        ToAgent::LetGo {
+            arenas: &[arena; 3],
+        },
+        ToAgent::Processes {
+            list: &[ProcessFigures::default(); 2],
+        },
+        ToAgent::Scanned { full_scans: 4 },
         order(OrderRef::Visit {
             range: RANGE,
             limit: 5,

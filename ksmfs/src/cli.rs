@@ -26,6 +26,10 @@ pub enum Command {
     Exec(ExecArgs),
     /// Show what was merged and saved
     Status(StatusArgs),
+    /// Have a running daemon scan everything once, now, and wait for the end of it
+    Scan(ScanArgs),
+    /// Wait until the counters have stopped changing
+    Settle(SettleArgs),
     /// Merge this machine's own files in some processes, measure what it saves, check every byte
     Demo(demo::Options),
     /// A worker of the demo
@@ -75,6 +79,9 @@ pub struct DaemonArgs {
     /// Move pages of merged copies with few sharers to fuller ones, at most so many per cent of the pages scanned
     #[arg(long, value_name = "SHARE", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
     pub refile: u8,
+    /// Merge nothing, and count what would be: see `status --processes`. Looks at all pages in each scan (smart_scan 0)
+    #[arg(long)]
+    pub dry_run: bool,
     /// Let equal pages meet that smart_scan looks at in different scans; the kernel never merges some of them
     #[arg(long)]
     pub meet_phases: bool,
@@ -87,7 +94,7 @@ pub struct DaemonArgs {
 #[derive(Debug, Args)]
 pub struct ExecArgs {
     /// Use the daemon that listens here [default: as for `mount`, and one of the command's own if none runs]
-    #[arg(long, value_name = "PATH", conflicts_with_all = ["own", "run", "settings", "max_peers", "refile", "meet_phases", "huge_pages_as_ksmd"])]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["own", "run", "settings", "max_peers", "refile", "meet_phases", "huge_pages_as_ksmd", "dry_run"])]
     pub socket: Option<PathBuf>,
     /// Start a daemon for this command and its children, even if another one runs; so do the options below
     #[arg(long)]
@@ -117,7 +124,8 @@ impl ExecArgs {
     pub fn wants_own_daemon(&self) -> bool {
         let daemon = &self.daemon;
         let preset = daemon.run.is_some() || !daemon.settings.is_empty();
-        let extras = daemon.refile > 0 || daemon.meet_phases || daemon.huge_pages_as_ksmd;
+        let ours = daemon.meet_phases || daemon.huge_pages_as_ksmd || daemon.dry_run;
+        let extras = daemon.refile > 0 || ours;
         self.own || preset || extras || daemon.max_peers != DEFAULT_PEERS_PER_USER
     }
 }
@@ -130,6 +138,36 @@ pub struct StatusArgs {
     /// Print all values as JSON
     #[arg(long)]
     pub json: bool,
+    /// Show each process, and why its pages did not merge; asks the daemon, which tells users only of their own
+    #[arg(long)]
+    pub processes: bool,
+    /// The daemon to ask [default: as for `mount`]
+    #[arg(long, value_name = "PATH", requires = "processes")]
+    pub socket: Option<PathBuf>,
+}
+
+/// Arguments of `scan`.
+#[derive(Debug, Args)]
+pub struct ScanArgs {
+    /// The daemon [default: as for `mount`]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// How many scans: a page merges when two have seen it with the same bytes
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub times: u32,
+}
+
+/// Arguments of `settle`.
+#[derive(Debug, Args)]
+pub struct SettleArgs {
+    /// The directory [default: a mounted ksmfs, else /sys/kernel/mm/ksm]
+    pub directory: Option<PathBuf>,
+    /// Full scans in a row that change nothing
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub scans: u64,
+    /// Give up after so long, with status 1
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout: Option<u64>,
 }
 
 impl MountArgs {
@@ -145,14 +183,20 @@ impl DaemonArgs {
     #[must_use]
     pub fn options(&self, directory: PathBuf, socket: PathBuf) -> Options {
         let run = self.run.map(|run| (KsmFile::Run, run.to_string()));
+        let look_at_all = self.dry_run.then(|| (KsmFile::SmartScan, "0".to_owned()));
         Options {
             // Scanning starts with the other values in force.
-            knobs: self.settings.iter().cloned().chain(run).collect(),
+            knobs: look_at_all
+                .into_iter()
+                .chain(self.settings.iter().cloned())
+                .chain(run)
+                .collect(),
             peers_per_user: self.max_peers,
             extras: Extras {
                 refile_percent: self.refile,
                 meet_phases: self.meet_phases,
                 huge_pages_as_ksmd: self.huge_pages_as_ksmd,
+                dry_run: self.dry_run,
             },
             ..Options::new(directory, socket)
         }
@@ -211,8 +255,15 @@ mod tests {
             refile_percent: 5,
             meet_phases: true,
             huge_pages_as_ksmd: true,
+            dry_run: true,
         };
-        let line = ["--refile", "5", "--meet-phases", "--huge-pages-as-ksmd"];
+        let line = [
+            "--refile",
+            "5",
+            "--meet-phases",
+            "--huge-pages-as-ksmd",
+            "--dry-run",
+        ];
         assert_eq!(extras(&line), all);
         assert!(Cli::try_parse_from(["ksmfs", "mount", "/m", "--refile", "101"]).is_err());
     }

@@ -4,9 +4,12 @@
 //! lock. Whoever writes a knob after a region was registered finds it registered: requests are taken first, then the
 //! peers are heard until they are quiet, then the requests are served.
 
+mod adoption;
+mod aside;
 mod children;
 mod donation;
 mod identity;
+mod inquiries;
 mod listener;
 mod outbox;
 mod peers;
@@ -18,16 +21,18 @@ use crate::mailbox::{Inbox, ProcessReply, ReadReply, Request, WriteReply};
 use ksm_engine::arena::MemfdStore;
 use ksm_engine::engine::{Engine, Extras, Ticket, Written};
 use ksm_engine::knobs::{KsmFile, WriteError};
+use aside::{Closer, Sealer};
 use ksm_engine::process_file::ProcessFile;
-use ksm_engine::wire::{MAX_MESSAGE, MessageBuffer, MountDevice};
+use ksm_engine::wire::{MAX_MESSAGE, MessageBuffer, MountDevice, Versions};
 use outbox::Outbox;
 use peers::{Peer, Peers, Role};
 use rustix::event::{Timespec, epoll};
-use rustix::io::Errno;
-use rustix::net::RecvFlags;
+use rustix::io::{Errno, IoSliceMut};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, Shutdown};
 use rustix::process::Pid;
 use rustix::time::ClockId;
 use std::collections::{HashMap, VecDeque};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 use talk::Parting;
@@ -36,7 +41,10 @@ pub use listener::{Listener, SocketError};
 
 const LISTENER: u64 = 0;
 const INBOX: u64 = 1;
-const FIRST_PEER: u64 = 2;
+const SEALED: u64 = 2;
+const FIRST_PEER: u64 = 3;
+/// The most descriptors that the kernel lets a message carry.
+const MOST_DESCRIPTORS: usize = 253;
 /// In the token of what becomes readable when a peer's app has ended.
 const ENDED: u64 = 1 << 63;
 
@@ -63,15 +71,25 @@ pub struct Daemon {
     listener: Listener,
     inbox: Inbox,
     peers: Peers,
+    closer: Closer,
+    sealer: Sealer,
+    /// Somebody is to be sent descriptors to keep.
+    descriptors_are_due: bool,
     /// `/dev/userfaultfd`, to pass on.
     uffd: Option<OwnedFd>,
     /// Where its files are.
     mount: MountDevice,
     most_per_user: usize,
+    /// The versions of the protocol that are spoken.
+    versions: Versions,
     /// Requests that wait for children to join.
     requests: VecDeque<Request>,
     /// Writers that wait for the end of an unmerge.
     writers: HashMap<Ticket, WriteReply>,
+    /// Connections that want a full scan.
+    scans_wanted: Vec<u64>,
+    /// Connections that wait for the end of a full scan.
+    scanners: HashMap<Ticket, u64>,
     /// Readers that wait for a count.
     readers: Vec<Reader>,
     /// Until when children that are about to join are waited for.
@@ -129,6 +147,8 @@ impl Daemon {
         let token = epoll::EventData::new_u64;
         epoll::add(&epoll, &listener, token(LISTENER), epoll::EventFlags::IN)?;
         epoll::add(&epoll, inbox.wake(), token(INBOX), epoll::EventFlags::IN)?;
+        let sealer = Sealer::new()?;
+        epoll::add(&epoll, sealer.ready(), token(SEALED), epoll::EventFlags::IN)?;
         Ok(Self {
             engine: Engine::new(MemfdStore::new(), secret),
             started: Instant::now(),
@@ -136,11 +156,17 @@ impl Daemon {
             listener,
             inbox,
             peers: Peers::new(FIRST_PEER),
+            closer: Closer::new(),
+            sealer,
+            descriptors_are_due: false,
             uffd,
             mount: MountDevice::default(),
             most_per_user,
+            versions: Versions::SPOKEN,
             requests: VecDeque::new(),
             writers: HashMap::new(),
+            scans_wanted: Vec::new(),
+            scanners: HashMap::new(),
             readers: Vec::new(),
             held_until: None,
             donated: VecDeque::new(),
@@ -162,6 +188,11 @@ impl Daemon {
         self.engine.set_extras(extras);
     }
 
+    /// Has it speak these versions of the protocol only.
+    pub fn set_versions(&mut self, versions: Versions) {
+        self.versions = versions;
+    }
+
     /// States where its files are, for those who ask.
     pub fn set_mount(&mut self, device: MountDevice) {
         self.mount = device;
@@ -178,7 +209,7 @@ impl Daemon {
                 self.requests.extend(self.inbox.take());
             }
             self.hear_all(&ready, &mut buffer);
-            if posted {
+            if posted || !self.scans_wanted.is_empty() {
                 self.hear_until_quiet(&mut buffer);
             }
             if self
@@ -194,11 +225,16 @@ impl Daemon {
             {
                 self.serve(request);
             }
+            for token in std::mem::take(&mut self.scans_wanted) {
+                self.with_peer(token, |daemon, peer| daemon.scan_for(token, peer, &mut buffer));
+            }
             if let Ok(cpu) = rustix::time::clock_gettime(ClockId::ProcessCPUTime).try_into() {
                 self.engine.set_cpu_time(cpu);
             }
             self.engine.advance(self.started.elapsed());
             self.send_orders(&mut buffer);
+            self.tell_of_released(&mut buffer);
+            self.send_what_is_to_keep(&mut buffer);
             self.answer_waiting(&mut buffer);
             self.free_buffers();
             trimmer.trim(self.engine.full_scans());
@@ -282,6 +318,9 @@ impl Daemon {
             if let Some(reply) = self.writers.remove(&ticket) {
                 reply(outcome.map_err(WriteError::errno));
             }
+            if let Some(token) = self.scanners.remove(&ticket) {
+                self.with_peer(token, |daemon, peer| daemon.tell_scanned(peer, buffer));
+            }
             for reader in &mut self.readers {
                 if reader.ticket == ticket {
                     reader.due = Duration::ZERO;
@@ -309,6 +348,9 @@ impl Daemon {
     fn stop(mut self) {
         for (_, reply) in self.writers.drain() {
             reply(Err(Errno::INTR));
+        }
+        for peer in self.peers.drain() {
+            self.closer.close(peer.socket);
         }
         log::debug!("the engine's thread ends");
     }
@@ -362,6 +404,7 @@ impl Daemon {
             match *token {
                 LISTENER => self.accept(),
                 INBOX => {}
+                SEALED => self.adopt_sealed(buffer),
                 token if token & ENDED != 0 => {
                     self.with_peer(token & !ENDED, |_, _| Err(Parting::Ended));
                 }
@@ -380,11 +423,31 @@ impl Daemon {
         buffer: &mut MessageBuffer,
     ) -> Result<(), Parting> {
         for _ in 0..MESSAGES_PER_TURN {
-            let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC;
-            match rustix::net::recv(&peer.socket, &mut buffer.0[..], flags) {
-                Ok((_, 0)) => return Err(Parting::HungUp),
-                Ok((_, len)) if len > MAX_MESSAGE => return Err(Parting::TooLong(len)),
-                Ok((len, _)) => self.hear(token, peer, buffer, len)?,
+            let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC | RecvFlags::CMSG_CLOEXEC;
+            // Room for all that can come: what does not find any is closed by the kernel, in this thread.
+            let mut space =
+                [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let mut parts = [IoSliceMut::new(&mut buffer.0)];
+            let received = rustix::net::recvmsg(&peer.socket, &mut parts, &mut control, flags);
+            let descriptors: Vec<OwnedFd> = control
+                .drain()
+                .filter_map(|message| match message {
+                    RecvAncillaryMessage::ScmRights(rights) => Some(rights),
+                    _ => None,
+                })
+                .flatten()
+                .collect();
+            match received.map(|message| message.bytes) {
+                Ok(0) => {
+                    descriptors.into_iter().for_each(|fd| self.closer.close(fd));
+                    return Err(Parting::HungUp);
+                }
+                Ok(len) if len > MAX_MESSAGE => {
+                    descriptors.into_iter().for_each(|fd| self.closer.close(fd));
+                    return Err(Parting::TooLong(len));
+                }
+                Ok(len) => self.hear(token, peer, buffer, len, descriptors)?,
                 Err(Errno::AGAIN) => break,
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(Parting::Receive(errno)),
@@ -415,11 +478,11 @@ impl Daemon {
         let outcome = act(self, &mut peer).and_then(|()| self.watch_for_room(token, &mut peer));
         match outcome {
             Ok(()) => self.peers.put_back(token, peer),
-            Err(parting) => self.part(&peer, &parting),
+            Err(parting) => self.part(peer, &parting),
         }
     }
 
-    fn part(&mut self, peer: &Peer, parting: &Parting) {
+    fn part(&mut self, peer: Peer, parting: &Parting) {
         let who = &peer.credentials;
         let level = if parting.is_ordinary() {
             log::Level::Debug
@@ -432,10 +495,14 @@ impl Daemon {
             who.pid,
             who.uid
         );
-        self.peers.forget(peer);
+        self.peers.forget(&peer);
         if let Role::Agent(agent) = &peer.role {
             self.engine.remove_mm(agent.mm);
         }
+        // The peer sees the end at once. What it has sent and nobody has read may hold descriptors.
+        let _ = epoll::delete(&self.epoll, &peer.socket);
+        let _ = rustix::net::shutdown(&peer.socket, Shutdown::Both);
+        self.closer.close(peer.socket);
     }
 
     /// Asks the event loop for room in the socket if, and only if, messages wait for it.
@@ -469,7 +536,13 @@ impl Daemon {
     }
 
     fn admit(&mut self, socket: OwnedFd) -> Result<(), Errno> {
-        let credentials = identity::credentials(socket.as_fd())?;
+        let credentials = match identity::credentials(socket.as_fd()) {
+            Ok(credentials) => credentials,
+            Err(errno) => {
+                self.closer.close(socket);
+                return Err(errno);
+            }
+        };
         let present = self.peers.of_user(credentials.uid);
         let role = if present < self.most_per_user {
             Role::Unknown
@@ -477,11 +550,15 @@ impl Daemon {
             // Hanging up on it before it has said anything would look like a broken daemon.
             Role::Surplus
         } else {
+            self.closer.close(socket);
             return Err(Errno::USERS);
         };
         let token = self.peers.new_token();
         let data = epoll::EventData::new_u64(token);
-        epoll::add(&self.epoll, &socket, data, epoll::EventFlags::IN)?;
+        if let Err(errno) = epoll::add(&self.epoll, &socket, data, epoll::EventFlags::IN) {
+            self.closer.close(socket);
+            return Err(errno);
+        }
         let peer = Peer {
             socket,
             credentials,

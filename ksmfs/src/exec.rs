@@ -5,7 +5,7 @@
 //! at `/sys/kernel/mm/ksm` there ([`place`]), and preloads the library ([`preload`]). The daemon is one that runs
 //! ([`contact`]), or one started for the purpose ([`own_daemon`]) that ends with the namespace.
 
-mod contact;
+pub(crate) mod contact;
 mod own_daemon;
 mod place;
 mod preload;

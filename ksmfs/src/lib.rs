@@ -5,6 +5,7 @@
 //! kernel's own.
 #![deny(unsafe_code)]
 
+pub mod ask;
 pub mod cli;
 pub mod daemon;
 pub mod demo;
@@ -14,8 +15,10 @@ pub mod fuse;
 pub mod mailbox;
 pub mod mountpoint;
 mod namespace;
+pub mod processes;
 pub mod running;
 pub mod serve;
+pub mod settle;
 pub mod status;
 pub mod tree;
 pub mod uffd;

@@ -2,14 +2,16 @@
 #![deny(unsafe_code)]
 
 use clap::Parser;
-use ksmfs::cli::{Cli, Command, MountArgs, StatusArgs};
+use ksmfs::cli::{Cli, Command, MountArgs, ScanArgs, SettleArgs, StatusArgs};
+use ksmfs::processes::Processes;
 use ksmfs::status::Status;
-use ksmfs::{demo, exec};
+use ksmfs::{ask, demo, exec};
 use rustix::process::Signal;
 use sd_notify::NotifyState;
 use std::error::Error;
 use std::io::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -26,6 +28,8 @@ fn main() -> ExitCode {
     let done = match &cli.command {
         Command::Mount(args) => serve(args),
         Command::Status(args) => status(args),
+        Command::Scan(args) => scan(args),
+        Command::Settle(args) => settle(args),
         Command::Exec(args) => return exec::run(args),
         Command::Demo(options) => demo::run(*options).map_err(Into::into),
         Command::DemoWorker(args) => {
@@ -61,11 +65,38 @@ fn serve(args: &MountArgs) -> Result<(), Box<dyn Error>> {
 
 fn status(args: &StatusArgs) -> Result<(), Box<dyn Error>> {
     let status = Status::read(args.directory.as_deref())?;
+    let processes = args.processes.then(|| {
+        let all = ask::first_of(args.socket.as_deref(), ask::processes)?;
+        Ok::<_, Box<dyn Error>>(Processes(all))
+    });
+    let processes = processes.transpose()?;
     let mut out = std::io::stdout().lock();
     if args.json {
-        writeln!(out, "{:#}", status.to_json())?;
+        let mut value = status.to_json();
+        if let Some(processes) = processes {
+            value["processes"] = processes.to_json();
+            value["would_save_bytes"] = (processes.would_merge() * 4096).into();
+        }
+        writeln!(out, "{value:#}")?;
     } else {
         writeln!(out, "{status}")?;
+        if let Some(processes) = processes {
+            writeln!(out, "\n{processes}")?;
+        }
     }
+    Ok(())
+}
+
+fn scan(args: &ScanArgs) -> Result<(), Box<dyn Error>> {
+    for _ in 0..args.times {
+        ask::first_of(args.socket.as_deref(), ask::scan)?;
+    }
+    Ok(())
+}
+
+fn settle(args: &SettleArgs) -> Result<(), Box<dyn Error>> {
+    let patience = args.timeout.map(Duration::from_secs);
+    let status = ksmfs::settle::settle(args.directory.as_deref(), args.scans, patience)?;
+    writeln!(std::io::stdout(), "{status}")?;
     Ok(())
 }

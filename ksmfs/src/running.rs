@@ -14,6 +14,7 @@ use crossbeam_channel::{Receiver, Sender};
 use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
 use ksm_engine::engine::Extras;
 use ksm_engine::knobs::{KsmFile, WriteError};
+use ksm_engine::wire::Versions;
 use rustix::fs::Mode;
 use rustix::io::Errno;
 use std::io;
@@ -42,6 +43,9 @@ pub struct Options {
     /// Leave the mount to the other processes of this mount namespace: the daemon goes on in a namespace of its own,
     /// without the mount, and ends when the last process that sees it has gone.
     pub hand_over: bool,
+    /// The versions of the protocol that are spoken: fewer only in tests.
+    #[doc(hidden)]
+    pub versions: Versions,
 }
 
 impl Options {
@@ -55,6 +59,7 @@ impl Options {
             peers_per_user: DEFAULT_PEERS_PER_USER,
             extras: Extras::default(),
             hand_over: false,
+            versions: Versions::SPOKEN,
         }
     }
 
@@ -156,6 +161,7 @@ pub fn mount(options: &Options) -> Result<Running, StartError> {
     let mut daemon =
         Daemon::new(listener, inbox, uffd, options.peers_per_user).map_err(os("epoll_create"))?;
     daemon.set_extras(options.extras);
+    daemon.set_versions(options.versions);
     for (file, value) in &options.knobs {
         daemon
             .preset(*file, value)

@@ -89,12 +89,12 @@ impl Status {
     }
 
     /// The text of a file; empty if it is not there.
-    fn text(&self, file: KsmFile) -> &str {
+    pub(crate) fn text(&self, file: KsmFile) -> &str {
         let found = self.texts.iter().find(|(other, _)| *other == file);
         found.map_or("", |(_, text)| text)
     }
 
-    fn number(&self, file: KsmFile) -> i64 {
+    pub(crate) fn number(&self, file: KsmFile) -> i64 {
         self.text(file).parse().unwrap_or(0)
     }
 }

@@ -8,12 +8,13 @@ use ksm_engine::digest::Salt;
 use ksm_engine::knobs::KsmFile;
 use ksm_engine::order::{Order, OrderId, Outcome, OutcomeRun, ReportRef, VisitRun, VisitState};
 use ksm_engine::page::{ArenaId, PAGE_SIZE, PageRun, Slot};
-use ksm_engine::wire::{BUFFER_PAGES, Birth, Hello, MAX_MESSAGE, RefusalReason, ToDaemon};
+use ksm_engine::wire::{BUFFER_PAGES, Birth, Hello, MAX_MESSAGE, RefusalReason, ToDaemon, Versions};
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, Uid};
 use rustix::io::Errno;
 use stage::agent::{Agent, Heard};
 use stage::{Daemon, Mounted, Scratch, wait_for, write_and_wait};
 use std::fs::OpenOptions;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 const NO_SLOT: Slot = Slot {
     arena: ArenaId(0),
@@ -84,6 +85,7 @@ fn a_peer_that_speaks_for_another_process_is_refused() {
         pid: 1_999_999_999,
         parent: 0,
         birth: Birth::default(),
+        versions: Versions::SPOKEN,
     }));
     assert!(matches!(
         agent.hear(),
@@ -106,6 +108,7 @@ fn more_processes_than_allowed_are_refused_and_room_is_given_back() {
             pid: std::process::id(),
             parent: 0,
             birth: Birth::default(),
+            versions: Versions::SPOKEN,
         }));
         agent.hear()
     };
@@ -143,6 +146,7 @@ fn peers_that_break_the_protocol_are_cut_off_and_nobody_else_notices() {
         pid: std::process::id(),
         parent: 0,
         birth: Birth::default(),
+        versions: Versions::SPOKEN,
     }));
     assert!(matches!(twice.hear(), Heard::HungUp));
 
@@ -373,7 +377,7 @@ fn serve(
     order: &Order,
     page: &[u8; PAGE_SIZE],
     salt: Salt,
-    buffer: &std::os::fd::OwnedFd,
+    buffer: &OwnedFd,
     mapped: &mut bool,
 ) {
     let done = [OutcomeRun {
@@ -424,5 +428,201 @@ fn serve(
             agent.report(id, ReportRef::Done { outcomes: &done });
         }
         other => panic!("{other:?}"),
+    }
+}
+
+/// A memfd as a daemon of this user would have made it for a domain, with one slot that is not zero.
+fn as_an_arena(domain: u32, seals: SealFlags) -> OwnedFd {
+    let name = format!("ksm-arena-1 domain={domain} node=any slots=8192");
+    let flags = MemfdFlags::ALLOW_SEALING | MemfdFlags::CLOEXEC;
+    let memfd = rustix::fs::memfd_create(name, flags).unwrap();
+    rustix::fs::ftruncate(&memfd, 8192 * PAGE_SIZE as u64).unwrap();
+    rustix::io::pwrite(&memfd, &[5; PAGE_SIZE], 0).unwrap();
+    rustix::fs::fcntl_add_seals(&memfd, seals).unwrap();
+    let path = format!("/proc/self/fd/{}", memfd.as_raw_fd());
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).unwrap()
+}
+
+fn inode_of(fd: &OwnedFd) -> u64 {
+    rustix::fs::fstat(fd).unwrap().st_ino
+}
+
+const SEALED: SealFlags = SealFlags::GROW
+    .union(SealFlags::SHRINK)
+    .union(SealFlags::WRITE);
+
+/// Answers orders to an agent that has nothing mapped.
+fn answer(agent: &mut Agent, heard: Heard) {
+    match heard {
+        Heard::Order(id, Order::Count) => {
+            agent.report(id, ReportRef::Counted { zero_pages: 0 });
+        }
+        Heard::Order(id, order) => answer_visit(agent, id, &order, None),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Takes in what there is.
+fn take_in(agent: &mut Agent) {
+    while let Some(heard) = agent.hear_within(std::time::Duration::ZERO) {
+        answer(agent, heard);
+    }
+}
+
+/// Has figures told, after which everything said before has been heard.
+fn is_heard(daemon: &Mounted) {
+    let mut asking = Agent::connect(&daemon.scratch.socket());
+    asking.say(&ToDaemon::Query);
+    assert!(matches!(asking.hear(), Heard::Figures(_)));
+}
+
+#[test]
+fn arenas_are_taken_over_if_the_kernel_vouches_for_them_and_not_on_a_peers_word() {
+    let daemon = Mounted::new();
+    let own = rustix::process::geteuid().as_raw();
+    let mut agent = Agent::join(&daemon.scratch.socket());
+    let (pipe, _other_end) = rustix::pipe::pipe().unwrap();
+    let file = OwnedFd::from(tempfile::tempfile().unwrap());
+    let foreign = as_an_arena(own + 1, SEALED);
+    let changeable = as_an_arena(own, SealFlags::GROW | SealFlags::SHRINK);
+    let theirs = as_an_arena(own, SEALED);
+    rustix::fs::fchown(&theirs, Some(Uid::from_raw(own + 1)), None).unwrap();
+    let genuine = as_an_arena(own, SEALED);
+    let half_filled = as_an_arena(
+        own,
+        SealFlags::GROW | SealFlags::SHRINK | SealFlags::FUTURE_WRITE,
+    );
+    let all = [
+        &pipe,
+        &file,
+        &foreign,
+        &changeable,
+        &theirs,
+        &genuine,
+        &half_filled,
+    ];
+    agent.hand_in(&all, inode_of);
+    wait_for("two arenas to be taken over", || {
+        is_heard(&daemon);
+        take_in(&mut agent);
+        agent.names.len() == 2
+    });
+    let mut tags: Vec<_> = agent.names.iter().map(|named| named.tag).collect();
+    tags.sort_unstable();
+    assert_eq!(tags, [5, 6]);
+    let seals = rustix::fs::fcntl_get_seals(&half_filled).unwrap();
+    assert!(seals.contains(SealFlags::WRITE), "it is sealed for good: {seals:?}");
+    // Whoever has no descriptor gets the same names for the inodes, and no others.
+    let mut child = Agent::join(&daemon.scratch.socket());
+    child.hold(&all.map(inode_of));
+    wait_for("the child to be told", || {
+        is_heard(&daemon);
+        take_in(&mut child);
+        child.names.len() == 2
+    });
+    let names = |agent: &Agent| -> std::collections::BTreeSet<_> {
+        agent.names.iter().map(|named| (named.tag, named.arena)).collect()
+    };
+    assert_eq!(names(&child), names(&agent));
+    // They are let go when no process turns out to have them mapped. Nothing was ever merged here.
+    agent.register(100, 1);
+    let write = |file: &str, value: &str| {
+        std::fs::write(daemon.scratch.mountpoint().join(file), value).unwrap();
+    };
+    write("sleep_millisecs", "0");
+    write("run", "1");
+    while agent.let_go.len() < 2 {
+        let heard = agent.hear();
+        answer(&mut agent, heard);
+    }
+}
+
+/// A socket whose last close waits for an hour: nobody takes what was sent.
+fn lingering() -> (OwnedFd, std::net::TcpListener) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    stream.set_nonblocking(true).unwrap();
+    while rustix::io::write(&stream, &[0; 65536]).is_ok() {}
+    let time = Some(std::time::Duration::from_secs(3600));
+    rustix::net::sockopt::set_socket_linger(&stream, time).unwrap();
+    (stream.into(), listener)
+}
+
+#[test]
+fn a_descriptor_that_takes_long_to_close_holds_nobody_up() {
+    let daemon = Mounted::new();
+    let mut listeners = Vec::new();
+    for way in (0..3).cycle().take(15) {
+        let mut agent = Agent::join(&daemon.scratch.socket());
+        let (slow, listener) = lingering();
+        listeners.push(listener);
+        match way {
+            // Where descriptors may come.
+            0 => agent.hand_in(&[&slow], |_| 1),
+            // Where none may.
+            1 => agent.say_with(&ToDaemon::AllSaid, &[&slow]),
+            // In what nobody ever reads.
+            _ => {
+                agent.say_bytes(b"nonsense");
+                agent.hand_in(&[&slow], |_| 1);
+            }
+        }
+        // Whoever closes it last waits: the daemon, or this thread.
+        std::thread::spawn(move || drop(slow));
+        is_heard(&daemon);
+        drop(agent);
+        is_heard(&daemon);
+    }
+}
+
+/// A message of the protocol's version 4 or another one, with nothing behind the header.
+fn bare_message(version: u16, kind: u16, scalars: [u64; 3]) -> Vec<u8> {
+    let mut bytes = b"ksm\x01".to_vec();
+    bytes.extend(version.to_le_bytes());
+    bytes.extend(kind.to_le_bytes());
+    bytes.extend(0_u64.to_le_bytes());
+    bytes.extend(scalars.iter().flat_map(|number| number.to_le_bytes()));
+    bytes.extend([0; 8]);
+    bytes
+}
+
+/// The next message as it came; empty if the daemon hung up.
+fn next_bytes(agent: &Agent) -> Vec<u8> {
+    let mut bytes = vec![0; MAX_MESSAGE];
+    let flags = rustix::net::RecvFlags::empty();
+    let got = rustix::net::recv(&agent.socket, &mut bytes[..], flags);
+    bytes.truncate(got.map_or(0, |(_, len)| len));
+    bytes
+}
+
+#[test]
+fn an_older_client_is_spoken_to_as_it_speaks_itself() {
+    let daemon = eager();
+    let pid = std::process::id().into();
+    let agent = Agent::connect(&daemon.scratch.socket());
+    agent.say_bytes(&bare_message(4, 1, [pid, 0, 0]));
+    let welcome = next_bytes(&agent);
+    assert_eq!(welcome[..8], *b"ksm\x01\x04\x00\x01\x00");
+    agent.say_bytes(&bare_message(4, 3, [1000, 5, 0]));
+    agent.say_bytes(&bare_message(4, 10, [0, 0, 0]));
+    let order = next_bytes(&agent);
+    assert_eq!(order[..8], *b"ksm\x01\x04\x00\x04\x00", "a visit");
+    // A message of another version, though it is spoken, ends the connection.
+    agent.say_bytes(&bare_message(5, 3, [2000, 5, 0]));
+    while !next_bytes(&agent).is_empty() {}
+}
+
+#[test]
+fn a_client_with_no_version_in_common_is_told_so() {
+    let daemon = Mounted::new();
+    let pid = std::process::id().into();
+    for version in [0, 1, 2, 3, 6, 77, u16::MAX] {
+        let agent = Agent::connect(&daemon.scratch.socket());
+        agent.say_bytes(&bare_message(version, 1, [pid, 0, 0]));
+        let refusal = next_bytes(&agent);
+        assert_eq!(refusal[4..6], version.to_le_bytes(), "in its own version");
+        assert_eq!(refusal[6..8], [2, 0], "refused");
+        assert_eq!(refusal[16..24], 4_u64.to_le_bytes(), "for its version");
+        assert!(next_bytes(&agent).is_empty(), "and hung up on");
     }
 }

@@ -310,3 +310,37 @@ fn stopping_in_process_leaves_nothing_even_with_a_file_open() {
     });
     again.stop();
 }
+
+/// What can be asked of a daemon beyond its files, by the program's own commands.
+#[test]
+fn processes_scans_and_rest_can_be_asked_for() {
+    let daemon = Mounted::new();
+    let socket = daemon.scratch.socket();
+    let (socket, mount) = (socket.to_str().unwrap(), daemon.scratch.mountpoint());
+    let mount = mount.to_str().unwrap();
+    let run = |args: &[&str]| {
+        let output = Command::new(program()).args(args).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let mut agent = stage::agent::Agent::join(&daemon.scratch.socket());
+    agent.register(1000, 7);
+    let pid = std::process::id();
+    wait_for("the registration to be known", || {
+        let said = run(&["status", mount, "--processes", "--socket", socket, "--json"]);
+        let value: serde_json::Value = serde_json::from_str(&said).unwrap();
+        let process = &value["processes"][0];
+        process["pid"] == pid && process["registered"] == 7
+    });
+    let words = run(&["status", mount, "--processes", "--socket", socket]);
+    assert!(words.contains("NOT MERGED"), "{words}");
+    assert!(words.contains(&pid.to_string()), "{words}");
+    // With nobody to scan there is nothing to wait for.
+    drop(agent);
+    run(&["scan", "--socket", socket, "--times", "3"]);
+    let said = refused(&["settle", mount]);
+    assert!(said.contains("run is 0"), "{said}");
+    let nowhere = daemon.scratch.path("nowhere");
+    let said = refused(&["scan", "--socket", nowhere.to_str().unwrap()]);
+    assert!(said.contains("no daemon there"), "{said}");
+}

@@ -6,11 +6,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use tempfile::TempDir;
 
+/// The environment variable that restricts a daemon or worker to versions of the protocol.
+pub const VERSIONS: &str = "KIT_VERSIONS";
+
 /// A running daemon. Dropping it unmounts and ends it.
 #[derive(Debug)]
 pub struct Daemon {
     kit: PathBuf,
     options: Vec<String>,
+    /// The versions of the protocol that it speaks, if not all.
+    versions: Option<String>,
     dir: TempDir,
     child: Option<Child>,
 }
@@ -22,7 +27,7 @@ impl Daemon {
     /// When the daemon does not come up.
     #[must_use]
     pub fn start(kit: &str) -> Self {
-        Self::start_as(kit, &[])
+        Self::new(kit, &[], None)
     }
 
     /// The same with words that the kit knows more of.
@@ -31,6 +36,24 @@ impl Daemon {
     /// When the daemon does not come up.
     #[must_use]
     pub fn start_as(kit: &str, options: &[&str]) -> Self {
+        Self::new(kit, options, None)
+    }
+
+    /// The same with one that speaks only these versions of the protocol: `FIRST-LAST`.
+    ///
+    /// # Panics
+    /// When the daemon does not come up.
+    #[must_use]
+    pub fn start_speaking(kit: &str, versions: &str) -> Self {
+        Self::new(kit, &[], Some(versions.to_owned()))
+    }
+
+    /// Has the next daemon speak these versions.
+    pub fn speak(&mut self, versions: &str) {
+        self.versions = Some(versions.to_owned());
+    }
+
+    fn new(kit: &str, options: &[&str], versions: Option<String>) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         // Processes of other users must reach the socket and the mount.
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
@@ -39,6 +62,7 @@ impl Daemon {
         let mut daemon = Self {
             kit: kit.into(),
             options: options.iter().map(ToString::to_string).collect(),
+            versions,
             dir,
             child: None,
         };
@@ -57,6 +81,7 @@ impl Daemon {
             .arg(self.mount())
             .arg(self.socket())
             .args(&self.options)
+            .envs(self.versions.as_ref().map(|versions| (VERSIONS, versions)))
             .stdin(Stdio::null())
             .spawn()
             .expect("the kit runs");

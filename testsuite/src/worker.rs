@@ -43,7 +43,27 @@ impl Worker {
     /// When it cannot be started.
     #[must_use]
     pub fn start(kit: &str, socket: &Path, uid: u32, pages: usize) -> Self {
+        Self::with(Command::new(kit), socket, uid, pages)
+    }
+
+    /// The same with one that speaks only these versions of the protocol: `FIRST-LAST`.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn start_speaking(
+        kit: &str,
+        versions: &str,
+        socket: &Path,
+        uid: u32,
+        pages: usize,
+    ) -> Self {
         let mut command = Command::new(kit);
+        command.env(crate::daemon::VERSIONS, versions);
+        Self::with(command, socket, uid, pages)
+    }
+
+    fn with(mut command: Command, socket: &Path, uid: u32, pages: usize) -> Self {
         command
             .arg("worker")
             .arg(socket)

@@ -263,10 +263,13 @@ impl Visitor<'_> {
             tables.states.set(page, state);
         }
         self.left -= 1;
-        if state.flags.contains(Flags::FOREIGN) {
-            self.out.visit(page, VisitState::Foreign, None);
-        } else {
-            self.out.visit(page, VisitState::Merged, Some(state.slot));
+        match tables.states.arenas.name_of(state.slot.arena) {
+            Some(arena) => {
+                let index = state.slot.index;
+                let slot = Some(Slot { arena, index });
+                self.out.visit(page, VisitState::Merged, slot);
+            }
+            None => self.out.visit(page, VisitState::Foreign, None),
         }
     }
 
@@ -297,7 +300,7 @@ impl Visitor<'_> {
             // The hash stays: a page that was written with the bytes it had is calm at once, as with ksmd.
             state
                 .flags
-                .remove(Flags::MERGED | Flags::FOREIGN | Flags::KNOWN);
+                .remove(Flags::MERGED | Flags::KNOWN);
             state.flags.insert(Flags::BROKEN);
         }
         if !is.contains(PageIs::PRESENT) {

@@ -45,6 +45,7 @@ impl Space {
             None => {}
         }
         self.journal.end();
+        tables.states.recount_arenas();
         tables.unmap_agent();
     }
 }

@@ -5,6 +5,7 @@
 //! reserved address space; only the parts that are used take memory. They are read and written under the lock, so their
 //! atomics are plain loads and stores.
 
+use super::arenas::ArenaTable;
 use super::regions::Full;
 use crate::sys::memory::place;
 use bitflags::bitflags;
@@ -27,8 +28,6 @@ bitflags! {
         const SEEN = 1;
         /// Mapped to its slot; not written since, as far as we have looked.
         const MERGED = 2;
-        /// `MERGED` to a slot of an earlier daemon.
-        const FOREIGN = 4;
         /// Its digest was reported with the present hash.
         const KNOWN = 8;
         /// Was merged, and is a private copy now, in a mapping of the slot.
@@ -68,6 +67,8 @@ pub struct States {
     entries: [Entry; TABLES],
     /// Pages with `ZEROED`.
     zeroed: u64,
+    /// What slots are in.
+    pub arenas: ArenaTable,
 }
 
 /// What is known of one page.
@@ -77,7 +78,7 @@ pub struct PageState {
     pub flags: Flags,
     /// Hash at the last visit, or at the merge; 0 if unknown.
     pub hash: u32,
-    /// For pages in a file mapping of ours.
+    /// For pages in a file mapping of ours; its arena by the number that we gave it.
     pub slot: Slot,
 }
 
@@ -142,7 +143,17 @@ impl States {
         let Some((table, index)) = self.find(page) else {
             return;
         };
-        // Values before flags: the flags say which values count, and the agent can be killed in between.
+        let old = flags_at(table, index);
+        let arena = |flags: Flags| {
+            let slot = table.slots.get(index).map_or(0, |slot| slot.load(Relaxed));
+            flags.intersects(IN_FILE).then_some(slot_from(slot).arena)
+        };
+        let before = arena(old);
+        // Values before flags: the flags say which values count, and the agent can be killed in between. Who is mapped is
+        // counted too often rather than too seldom meanwhile.
+        if state.flags.intersects(IN_FILE) && before != Some(state.slot.arena) {
+            self.arenas.count_in(state.slot.arena);
+        }
         if let Some(hash) = table.hashes.get(index) {
             hash.store(state.hash, Relaxed);
         }
@@ -151,7 +162,6 @@ impl States {
         {
             slot.store(slot_into(state.slot), Relaxed);
         }
-        let old = flags_at(table, index);
         match (
             old.contains(Flags::ZEROED),
             state.flags.contains(Flags::ZEROED),
@@ -161,6 +171,24 @@ impl States {
             _ => {}
         }
         set_flags(table, index, state.flags);
+        if let Some(before) = before
+            && arena(state.flags) != Some(before)
+        {
+            self.arenas.count_out(before);
+        }
+    }
+
+    /// Counts anew which arenas are mapped, after an agent that may have died while it did.
+    pub fn recount_arenas(&mut self) {
+        self.arenas.forget_counts();
+        let mut rest = PageRun::EVERYTHING;
+        while let Some(run) = self.first_in_file(rest) {
+            for page in run.start..run.end() {
+                let arena = self.get(page).slot.arena;
+                self.arenas.count_in(arena);
+            }
+            rest = PageRun::between(run.end(), rest.end());
+        }
     }
 
     /// Changes what is known of a page.

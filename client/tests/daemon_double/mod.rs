@@ -6,12 +6,14 @@
 use ksm_engine::digest::Salt;
 use ksm_engine::order::{Order, OrderId, ReportRef, VisitState};
 use ksm_engine::page::{PAGE_SIZE, PageRun};
-use ksm_engine::wire::{BUFFER_PAGES, Hello, MessageBuffer, ToAgent, ToDaemon};
+use ksm_engine::wire::{
+    BUFFER_PAGES, HANDED_IN, HeldArena, Hello, MessageBuffer, ToAgent, ToDaemon,
+};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::io::{IoSlice, IoSliceMut};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, SocketAddrUnix, SocketFlags, SocketType, sockopt,
 };
 use std::io::{BufRead, BufReader, Write};
@@ -119,6 +121,8 @@ pub struct Peer {
     buffer: Box<MessageBuffer>,
     /// What it greeted with.
     pub hello: Option<Hello>,
+    /// Descriptors of the last message.
+    pub descriptors: Vec<OwnedFd>,
     orders: u64,
 }
 
@@ -130,6 +134,7 @@ impl Peer {
             socket,
             buffer: Box::new(buffer),
             hello: None,
+            descriptors: Vec::new(),
             orders: 0,
         }
     }
@@ -146,14 +151,25 @@ impl Peer {
             is_readable(&self.socket, DEADLINE),
             "the agent says nothing"
         );
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(HANDED_IN))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut parts = [IoSliceMut::new(&mut self.buffer.0)];
-        let flags = RecvFlags::empty();
+        let flags = RecvFlags::CMSG_CLOEXEC;
         let received = rustix::net::recvmsg(&self.socket, &mut parts, &mut control, flags).ok()?;
-        assert_eq!(control.drain().count(), 0, "agents send no descriptors");
+        self.descriptors.clear();
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                self.descriptors.extend(rights);
+            }
+        }
         let bytes = &self.buffer.0[..received.bytes];
-        (received.bytes > 0).then(|| ToDaemon::decode(bytes).expect("a valid message"))
+        let message = (received.bytes > 0).then(|| ToDaemon::decode(bytes).expect("valid"))?;
+        let count = self.descriptors.len();
+        match message {
+            ToDaemon::Holds { arenas } => assert!(count == 0 || count == arenas.len()),
+            _ => assert_eq!(count, 0, "no other message carries descriptors"),
+        }
+        Some(message)
     }
 
     /// Receives the greeting and answers it, with `/dev/userfaultfd`.
@@ -265,6 +281,17 @@ impl Peer {
                 }
                 Some(_) => {}
                 None => panic!("the agent hung up"),
+            }
+        }
+    }
+
+    /// Receives what the agent says that it has mapped; the descriptors are there until the next message.
+    pub fn await_holds(&mut self) -> Vec<HeldArena> {
+        loop {
+            match self.receive() {
+                Some(ToDaemon::Holds { arenas }) => return arenas.to_vec(),
+                Some(_) => {}
+                None => panic!("the agent hung up before it said what it has"),
             }
         }
     }

@@ -7,6 +7,7 @@
 use super::stable::NodeId;
 use crate::page::{ArenaId, NumaNode, Slot};
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// One arena of a domain.
 #[derive(Debug)]
@@ -24,6 +25,24 @@ pub(crate) struct Arena {
     pub(crate) left_behind: u64,
     /// Its pages are being moved out.
     pub(crate) retiring: bool,
+    /// If it was taken over from an earlier daemon: this many full scans are to look who is mapped to it before it counts as hardly used.
+    unknown_for: u8,
+    /// And at least until then.
+    unknown_until: Duration,
+}
+
+/// A scan that has begun may have passed those who are mapped to an arena already.
+const SCANS_TO_KNOW: u8 = 2;
+/// And agents take their time: one may have said what is mapped, and not yet what is registered.
+const TIME_TO_KNOW: Duration = Duration::from_secs(10);
+/// Two would do if every agent answered every time.
+const SCANS_TO_PUT_TOGETHER: u8 = 64;
+
+impl Arena {
+    /// Whether it is known who is mapped to it.
+    fn is_known(&self, now: Duration) -> bool {
+        self.unknown_for == 0 && self.unknown_until <= now
+    }
 }
 
 /// The arenas of one domain.
@@ -32,6 +51,10 @@ pub(crate) struct Arenas {
     arenas: BTreeMap<ArenaId, Arena>,
     /// Those that take more slots: one for each NUMA node if that matters, else one.
     open: BTreeMap<Option<NumaNode>, ArenaId>,
+    /// So many full scans are to put together what an earlier daemon has left in two places.
+    put_together_for: u8,
+    /// From when on: not before it is known who is mapped to what, or more could come to share a page than may.
+    put_together_from: Duration,
 }
 
 impl Arenas {
@@ -59,9 +82,68 @@ impl Arenas {
             numa,
             left_behind: 0,
             retiring: false,
+            unknown_for: 0,
+            unknown_until: Duration::ZERO,
         };
         self.arenas.insert(id, arena);
         self.open.insert(numa, id);
+    }
+
+    /// Adds an arena that an earlier daemon filled. Which of its slots are in use is not known yet.
+    pub(crate) fn add_adopted(
+        &mut self,
+        id: ArenaId,
+        slots: u32,
+        numa: Option<NumaNode>,
+        now: Duration,
+    ) {
+        let arena = Arena {
+            nodes: vec![None; slots as usize],
+            used: 0,
+            slots,
+            closed: true,
+            numa,
+            left_behind: 0,
+            retiring: false,
+            unknown_for: SCANS_TO_KNOW,
+            unknown_until: now + TIME_TO_KNOW,
+        };
+        self.put_together_for = SCANS_TO_PUT_TOGETHER;
+        self.put_together_from = now + TIME_TO_KNOW;
+        self.arenas.insert(id, arena);
+    }
+
+    /// Somebody more says that he is mapped to an arena. If it was taken over, it is looked at again.
+    pub(crate) fn expect(&mut self, id: ArenaId, now: Duration) {
+        if let Some(arena) = self.arenas.get_mut(&id)
+            && arena.unknown_until > Duration::ZERO
+        {
+            arena.unknown_for = SCANS_TO_KNOW;
+            arena.unknown_until = now + TIME_TO_KNOW;
+            self.put_together_for = SCANS_TO_PUT_TOGETHER;
+            self.put_together_from = now + TIME_TO_KNOW;
+        }
+    }
+
+    /// How many arenas there are.
+    pub(crate) fn len(&self) -> usize {
+        self.arenas.len()
+    }
+
+    /// Whether an arena was taken over lately: its daemon may have died while it moved pages, so that some are in two.
+    pub(crate) fn put_together(&self, now: Duration) -> bool {
+        let goes_on = self.put_together_for > 0 || now < self.put_together_from + TIME_TO_KNOW;
+        goes_on && self.put_together_from > Duration::ZERO && now >= self.put_together_from
+    }
+
+    /// A full scan has passed.
+    pub(crate) fn scan_passed(&mut self, now: Duration) {
+        if now >= self.put_together_from {
+            self.put_together_for = self.put_together_for.saturating_sub(1);
+        }
+        for arena in self.arenas.values_mut() {
+            arena.unknown_for = arena.unknown_for.saturating_sub(1);
+        }
     }
 
     /// Where the arena of a slot is, if that was asked for.
@@ -138,11 +220,14 @@ impl Arenas {
     }
 
     /// Takes out the arenas that hold nothing any more, the open ones excepted.
-    pub(crate) fn take_empty(&mut self) -> Vec<ArenaId> {
+    pub(crate) fn take_empty(&mut self, now: Duration) -> Vec<ArenaId> {
         let empty: Vec<_> = self
             .arenas
             .iter()
-            .filter(|(_, arena)| arena.used == 0 && arena.left_behind == 0 && arena.closed)
+            .filter(|(_, arena)| {
+                let unused = arena.used == 0 && arena.left_behind == 0;
+                unused && arena.closed && arena.is_known(now)
+            })
             .map(|(id, _)| *id)
             .collect();
         for id in &empty {
@@ -160,14 +245,21 @@ impl Arenas {
     /// Arenas to be moved out of now: a closed one with at most a quarter of its slots in use, and those that were begun
     /// before and are in use again or still, because a forked child was found on a slot that was given up, or a node
     /// could not be moved.
-    pub(crate) fn sparse(&self) -> Vec<ArenaId> {
+    pub(crate) fn sparse(&self, now: Duration) -> Vec<ArenaId> {
         let begun = |a: &Arena| a.retiring && a.used > 0;
-        let sparse = |a: &Arena| !a.retiring && a.closed && a.used > 0 && a.used <= a.slots / 4;
-        let ids = |wanted: fn(&Arena) -> bool| {
-            let wanted = move |(_, arena): &(_, &Arena)| wanted(arena);
-            self.arenas.iter().filter(wanted).map(|(id, _)| *id)
+        let sparse = |a: &Arena| {
+            let known = !a.retiring && a.closed && a.is_known(now);
+            known && a.used > 0 && a.used <= a.slots / 4
         };
-        ids(begun).chain(ids(sparse).take(1)).collect()
+        let ids = |wanted: &dyn Fn(&Arena) -> bool| {
+            let wanted = move |(_, arena): &(_, &Arena)| wanted(arena);
+            let found = self.arenas.iter().filter(wanted);
+            found.map(|(id, _)| *id).collect::<Vec<_>>()
+        };
+        ids(&begun)
+            .into_iter()
+            .chain(ids(&sparse).into_iter().take(1))
+            .collect()
     }
 
     /// The nodes with a slot in this arena, in slot order.
@@ -186,7 +278,8 @@ impl Arenas {
             .sum()
     }
 
-    /// Slots written and not in use any more, in arenas that are still here.
+    /// Slots written and not in use any more, in arenas that are still here. Of one that was taken over nobody knows how
+    /// many were written: all count, as its memory may be theirs.
     pub(crate) fn dead(&self) -> u64 {
         self.arenas
             .values()

@@ -85,6 +85,8 @@ pub struct Extras {
     /// Whether parts of huge pages are treated just as ksmd treats them: of two equal parts that meet one merges a scan later,
     /// and zero ones are counted nowhere. Here that is no improvement, but exactly the kernel's.
     pub huge_pages_as_ksmd: bool,
+    /// Nothing is merged: pages that would be are only counted.
+    pub dry_run: bool,
 }
 
 const DEFAULT_PAGES_TO_SCAN: u32 = 100;
@@ -362,6 +364,7 @@ impl<S: SlotStore> Engine<S> {
         self.left_behind.clear();
         self.tally.full_scans = 0;
         self.list.finish();
+        self.answer_scans();
     }
 }
 

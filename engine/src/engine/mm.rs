@@ -4,6 +4,7 @@ use super::huge::HugePages;
 use super::items::ItemTable;
 use crate::order::VISIT_PAGES;
 use crate::page::{DomainId, MmId, PageRun};
+use crate::wire::OUTCOMES;
 use std::time::Duration;
 
 /// How long an agent that did not answer is given no orders.
@@ -35,6 +36,11 @@ pub(crate) struct Mm {
     /// A donation is on its way; the peer has one buffer.
     pub(crate) donating: bool,
     pub(crate) huge_pages: HugePages,
+    /// How often a page was not merged, by outcome.
+    pub(crate) reasons: [u64; OUTCOMES],
+    /// In a dry run: pages that would have merged in the last full scan, and in this one so far.
+    pub(crate) would_merge: u64,
+    pub(crate) would_merge_so_far: u64,
 }
 
 impl Mm {
@@ -53,6 +59,9 @@ impl Mm {
             stride: VISIT_PAGES.into(),
             donating: false,
             huge_pages: HugePages::default(),
+            reasons: [0; OUTCOMES],
+            would_merge: 0,
+            would_merge_so_far: 0,
         }
     }
 

@@ -4,6 +4,9 @@
 //! chain could do with a dup less, the sharer is told to map the slot of the dup that is being filled: other memory with the
 //! same bytes. As with a merge, it is attached there at once, and goes back if it could not be mapped. In each full scan no
 //! more are told to than a stated share of the pages that the one before visited, so that it cannot crowd out the scanning.
+//!
+//! Where arenas of an earlier daemon were taken over it is not a matter of choice: that may have died while it moved pages from
+//! one arena to another, and left half of the sharers of a page with each.
 
 use super::Engine;
 use super::items::{ItemRef, State};
@@ -48,7 +51,9 @@ impl<S: SlotStore> Engine<S> {
     /// Moves an item that is mapped to `slot` of `node` to a fuller dup, if that is worth while and allowed now.
     pub(super) fn refile(&mut self, item: ItemRef, node: NodeId, slot: Slot) {
         let percent = u64::from(self.extras.refile_percent);
-        if self.refiling.ordered >= percent.saturating_mul(self.refiling.last_scan) / 100 {
+        let now = self.now;
+        let put_together = self.domain_of(item.mm()).arenas.put_together(now);
+        if !put_together && self.refiling.ordered >= percent.saturating_mul(self.refiling.last_scan) / 100 {
             return;
         }
         let rules = self.search_rules();

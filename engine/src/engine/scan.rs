@@ -67,14 +67,20 @@ impl Ksmd {
     }
 }
 
+impl Sleep {
+    pub(super) fn lasts_at(self, now: Duration) -> bool {
+        now < self.until
+    }
+}
+
 impl<S: SlotStore> Engine<S> {
     /// Does all that can be done without further events.
     pub(super) fn pump(&mut self) {
         loop {
             let progress = match &self.ksmd {
                 Ksmd::Idle => !self.held && self.can_scan() && self.start_batch(),
-                Ksmd::Sleeping(sleep) => {
-                    !self.held && sleep.until <= self.now && {
+                Ksmd::Sleeping(_) => {
+                    !self.held && !self.is_asleep() && {
                         self.ksmd = Ksmd::Idle;
                         self.can_scan()
                     }
@@ -86,6 +92,9 @@ impl<S: SlotStore> Engine<S> {
                 break;
             }
         }
+        if self.is_urgent() {
+            self.answer_scans();
+        }
     }
 
     /// Whether a batch would begin at `now`, or has not begun because of [`Engine::hold`].
@@ -93,7 +102,9 @@ impl<S: SlotStore> Engine<S> {
     pub fn is_batch_due(&self, now: Duration) -> bool {
         match &self.ksmd {
             Ksmd::Idle => self.can_scan(),
-            Ksmd::Sleeping(sleep) => sleep.until <= now && self.can_scan(),
+            Ksmd::Sleeping(sleep) => {
+                (self.is_urgent() || !sleep.lasts_at(now)) && self.can_scan()
+            }
             Ksmd::Batch(_) | Ksmd::Unmerging { .. } => false,
         }
     }
@@ -104,7 +115,8 @@ impl<S: SlotStore> Engine<S> {
     }
 
     fn can_scan(&self) -> bool {
-        self.knobs.run == RunState::Merge && !self.list.is_empty()
+        let wanted = self.knobs.run == RunState::Merge || self.is_urgent();
+        wanted && self.knobs.run != RunState::Unmerge && !self.list.is_empty()
     }
 
     /// Puts an mm into the list of those that are scanned.
@@ -120,7 +132,11 @@ impl<S: SlotStore> Engine<S> {
         if self.list.at_head() {
             self.start_scan();
         }
-        let budget = self.knobs.pages_to_scan.into();
+        let budget = if self.is_urgent() {
+            u64::from(u32::MAX)
+        } else {
+            self.knobs.pages_to_scan.into()
+        };
         self.ksmd = Ksmd::Batch(Batch {
             budget,
             visited: 0,
@@ -163,8 +179,11 @@ impl<S: SlotStore> Engine<S> {
         if complete {
             self.finish_scan();
         }
+        self.answer_scans();
         let sleep = Duration::from_millis(self.knobs.sleep_millisecs.into());
-        let sleep = if visited == 0 {
+        let sleep = if self.is_urgent() {
+            Duration::ZERO
+        } else if visited == 0 {
             sleep.max(IDLE_SLEEP)
         } else {
             sleep
@@ -189,9 +208,11 @@ impl<S: SlotStore> Engine<S> {
         self.advise();
         for domain in self.domains.values_mut() {
             domain.unstable.give_back_memory();
+            domain.arenas.scan_passed(self.now);
         }
         self.release_arenas();
         self.retire_sparse_arenas();
+        self.sum_up_dry_run();
     }
 
     pub(super) fn batch_mut(&mut self) -> &mut Batch {

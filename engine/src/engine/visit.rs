@@ -97,7 +97,7 @@ impl<S: SlotStore> Engine<S> {
             .is_some_and(RmapItem::end_doubt);
         match state {
             VisitState::Merged => return self.found_merged(item, slot),
-            // Mapped to what an earlier daemon made: nothing to save there, nothing to lose.
+            // Mapped to what an earlier daemon made, and not taken over (yet): nothing to save there, nothing to lose.
             VisitState::Foreign => return self.forget_item(item.mm(), item.page()),
             VisitState::Skipped
             | VisitState::Changed
@@ -117,7 +117,11 @@ impl<S: SlotStore> Engine<S> {
             // Splitting has put the kernel's own zero page there; ksmd goes on with what it had looked at.
             (VisitState::CalmZero, _) if self.knobs.use_zero_pages && !self.split(item) => {
                 self.forget_digest(item);
-                self.plan_zero(item);
+                if self.extras.dry_run {
+                    self.would_merge(item.mm());
+                } else {
+                    self.plan_zero(item);
+                }
             }
             (VisitState::CalmZero, _) => {
                 let digest = self.domain_of(item.mm()).zero_digest;
@@ -260,6 +264,9 @@ impl<S: SlotStore> Engine<S> {
         if self.are_in_one_huge_page(item, twin) {
             self.split(item);
         } else if answers && !self.have_one_frame(item, twin) {
+            if self.extras.dry_run {
+                return self.would_merge(item.mm());
+            }
             self.found(item, twin, digest);
         }
     }

@@ -1,11 +1,10 @@
 //! Header, limits and the checks that every message shares.
 
+use super::version::{Version, Versions};
 use crate::order::{MAX_RUNS, OrderId};
 use crate::page::PageRun;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Version of the protocol; a peer with another one is refused at the greeting.
-pub const VERSION: u16 = 4;
 /// The longest message in bytes.
 pub const MAX_MESSAGE: usize = 128 * 1024;
 const MAGIC: u32 = u32::from_le_bytes(*b"ksm\x01");
@@ -28,7 +27,7 @@ pub enum WireError {
     #[error("not a message of this protocol")]
     NotOurs,
     /// Another version of the protocol.
-    #[error("protocol version {0}, expected {VERSION}")]
+    #[error("protocol version {0}")]
     Version(u16),
     /// A kind that this direction does not have.
     #[error("unknown message kind {0}")]
@@ -68,7 +67,7 @@ impl Header {
     pub(super) fn new(kind: u16) -> Self {
         Self {
             magic: MAGIC,
-            version: VERSION,
+            version: Versions::SPOKEN.newest.0,
             kind,
             ..Self::default()
         }
@@ -82,6 +81,27 @@ impl Header {
     pub(super) fn scalars(mut self, scalars: [u64; 3]) -> Self {
         self.scalars = scalars;
         self
+    }
+
+    /// Makes it a message of another version.
+    pub(super) fn of_version(mut self, version: Version) -> Self {
+        self.version = version.0;
+        self
+    }
+
+    pub(super) fn version(&self) -> Version {
+        Version(self.version)
+    }
+
+    /// Checks that the version is one that is spoken, and not older than `since`.
+    pub(super) fn check_version(&self, since: Version) -> Result<(), WireError> {
+        if !Versions::SPOKEN.contain(self.version()) {
+            return Err(WireError::Version(self.version));
+        }
+        if self.version() < since {
+            return Err(WireError::Kind(self.kind));
+        }
+        Ok(())
     }
 
     /// The run in the first two scalars, checked.
@@ -123,14 +143,11 @@ where
     Ok(at)
 }
 
-/// Splits a message into header and body. `message` must begin at the start of a [`MessageBuffer`].
+/// Splits a message into header and body, of whatever version. `message` must begin at the start of a [`MessageBuffer`].
 pub(super) fn split(message: &[u8]) -> Result<(&Header, &[u8]), WireError> {
     let (header, body) = Header::ref_from_prefix(message).map_err(|_| WireError::NotOurs)?;
     if header.magic != MAGIC {
         return Err(WireError::NotOurs);
-    }
-    if header.version != VERSION {
-        return Err(WireError::Version(header.version));
     }
     Ok((header, body))
 }

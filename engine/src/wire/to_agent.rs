@@ -2,6 +2,7 @@
 
 use super::format::{Full, Header, MessageBuffer, WireError};
 use super::format::{array, arrays, bare, check_ascending, check_total, encode, split};
+use super::version::{Version, Versions};
 use crate::digest::Salt;
 use crate::order::{DONATION_PAGES, MAP_PAGES, MapRun, OrderId, OrderRef, VISIT_PAGES};
 use crate::page::{ARENA_SLOT_LIMIT, ArenaId, PageRun};
@@ -35,6 +36,57 @@ pub struct MountDevice {
     pub asker: u32,
 }
 
+/// What the daemon calls an arena that an agent holds.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct NamedArena {
+    /// What the agent calls it.
+    pub tag: u32,
+    /// What the daemon does.
+    pub arena: ArenaId,
+}
+
+/// Outcomes there are.
+pub const OUTCOMES: usize = 12;
+
+/// What merging came to in one process, and why not to more.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct ProcessFigures {
+    /// Its process id, as the daemon sees it.
+    pub pid: u32,
+    /// Its user.
+    pub uid: u32,
+    /// Number of its domain: pages merge within one only.
+    pub domain: u64,
+    /// Mergeable pages, present or not.
+    pub registered: u64,
+    /// Pages that the engine keeps a record of.
+    pub rmap_items: u64,
+    /// Pages mapped to a merged page.
+    pub merged: u64,
+    /// Zero pages placed by the engine.
+    pub zero: u64,
+    /// Pages that wait for a twin.
+    pub unshared: u64,
+    /// Pages that would have merged in the last full scan, had it not been a dry run.
+    pub would_merge: u64,
+    /// As in [`Figures`].
+    pub profit: i64,
+    /// How often a page was not merged, ever, by [`Outcome`](crate::order::Outcome) as number.
+    pub reasons: [u64; OUTCOMES],
+}
+
+impl ProcessFigures {
+    /// Pages that are new, or change too often.
+    #[must_use]
+    pub fn volatile(&self) -> u64 {
+        self.rmap_items.saturating_sub(self.merged + self.unshared)
+    }
+}
+
 /// Why the daemon does not take a connection.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +97,8 @@ pub enum RefusalReason {
     TooMany = 2,
     /// The daemon is stopping.
     Stopping = 3,
+    /// Daemon and agent speak no version of the protocol in common.
+    Version = 4,
 }
 
 /// A message from the daemon to an agent.
@@ -63,6 +117,32 @@ pub enum ToAgent<'a> {
     Figures(Figures),
     /// Answers the question where the files are.
     Mount(MountDevice),
+    /// The daemon has these arenas. Since version 5.
+    Named {
+        /// Their names.
+        names: &'a [NamedArena],
+    },
+    /// An arena that the agent has mapped and has no descriptor of, to be handed in to a daemon that comes after this one.
+    /// Carries the descriptor, read-only. Since version 5.
+    Keep {
+        /// The arena.
+        arena: ArenaId,
+    },
+    /// The daemon has let these arenas go: their names mean nothing any more. Since version 5.
+    LetGo {
+        /// The arenas.
+        arenas: &'a [ArenaId],
+    },
+    /// Figures of processes, in several messages; an empty one is the last. Since version 5.
+    Processes {
+        /// Some of them.
+        list: &'a [ProcessFigures],
+    },
+    /// The full scan that was asked for is over. Since version 5.
+    Scanned {
+        /// Full scans since the start.
+        full_scans: u64,
+    },
     /// An order. `Map` and `Remap` carry one descriptor: the arena, read-only.
     Order {
         /// Its number, to be repeated in the report.
@@ -84,6 +164,12 @@ const REMAP: u16 = 9;
 const MOUNT: u16 = 10;
 const COUNT: u16 = 11;
 const SPLIT: u16 = 12;
+const NAMED: u16 = 13;
+const KEEP: u16 = 14;
+const LET_GO: u16 = 15;
+const PROCESSES: u16 = 16;
+const SCANNED: u16 = 17;
+const SINCE_FIVE: Version = Version(5);
 /// The bit of a visit's limit that asks for NUMA nodes.
 const SAY_NODES: u32 = 32;
 const NONE: &[u8] = &[];
@@ -111,6 +197,17 @@ impl<'a> ToAgent<'a> {
                 let header = Header::new(MOUNT).scalars([major.into(), minor.into(), asker.into()]);
                 encode(buffer, header, NONE, NONE)
             }
+            Self::Named { names } => encode(buffer, Header::new(NAMED), names, NONE),
+            Self::Keep { arena } => {
+                let header = Header::new(KEEP).scalars([arena.0.into(), 0, 0]);
+                encode(buffer, header, NONE, NONE)
+            }
+            Self::Processes { list } => encode(buffer, Header::new(PROCESSES), list, NONE),
+            Self::Scanned { full_scans } => {
+                let header = Header::new(SCANNED).scalars([full_scans, 0, 0]);
+                encode(buffer, header, NONE, NONE)
+            }
+            Self::LetGo { arenas } => encode(buffer, Header::new(LET_GO), arenas, NONE),
             Self::Order { id, order } => {
                 let header = |kind| Header::new(kind).order(id);
                 match order {
@@ -156,6 +253,11 @@ impl<'a> ToAgent<'a> {
     pub fn decode(message: &'a [u8]) -> Result<Self, WireError> {
         let (header, body) = split(message)?;
         let id = OrderId(header.order);
+        match header.kind {
+            REFUSED => {}
+            NAMED | KEEP | LET_GO | PROCESSES | SCANNED => header.check_version(SINCE_FIVE)?,
+            _ => header.check_version(Versions::SPOKEN.oldest)?,
+        }
         let order = match header.kind {
             WELCOME => {
                 let (salt, _) = arrays::<u8, u8>(header, body, (32, 0))?;
@@ -181,6 +283,22 @@ impl<'a> ToAgent<'a> {
                     minor: number(minor)?,
                     asker: number(asker)?,
                 }));
+            }
+            NAMED => return array::<NamedArena>(header, body).map(|names| Self::Named { names }),
+            KEEP => {
+                bare(header, body)?;
+                let arena = arena(header)?;
+                return Ok(Self::Keep { arena });
+            }
+            LET_GO => return array::<ArenaId>(header, body).map(|arenas| Self::LetGo { arenas }),
+            PROCESSES => {
+                let list = array::<ProcessFigures>(header, body);
+                return list.map(|list| Self::Processes { list });
+            }
+            SCANNED => {
+                bare(header, body)?;
+                let [full_scans, ..] = header.scalars;
+                return Ok(Self::Scanned { full_scans });
             }
             VISIT => {
                 let skip = array::<PageRun>(header, body)?;
@@ -240,11 +358,19 @@ impl<'a> ToAgent<'a> {
     pub fn descriptors(&self) -> usize {
         match self {
             Self::Welcome { .. } => 2,
-            Self::Order {
+            Self::Keep { .. }
+            | Self::Order {
                 order: OrderRef::Map { .. } | OrderRef::Remap { .. },
                 ..
             } => 1,
-            Self::Refused(_) | Self::Figures(_) | Self::Mount(_) | Self::Order { .. } => 0,
+            Self::Refused(_)
+            | Self::Figures(_)
+            | Self::Mount(_)
+            | Self::Named { .. }
+            | Self::LetGo { .. }
+            | Self::Processes { .. }
+            | Self::Scanned { .. }
+            | Self::Order { .. } => 0,
         }
     }
 }
@@ -262,6 +388,7 @@ fn refusal(header: &Header) -> Result<RefusalReason, WireError> {
         1 => RefusalReason::WrongPid,
         2 => RefusalReason::TooMany,
         3 => RefusalReason::Stopping,
+        4 => RefusalReason::Version,
         other => return Err(WireError::Number(other)),
     })
 }

@@ -3,10 +3,12 @@
 use super::format::{Full, Header, MessageBuffer, WireError};
 use super::format::{array, arrays, bare, check_ascending, check_total, encode, split};
 use super::ledger::Birth;
+use super::version::{Version, Versions};
 use crate::order::{
     MAX_RUNS, OrderId, Outcome, OutcomeRun, ReportRef, VISIT_PAGES, VisitRun, VisitState,
 };
 use crate::page::{ARENA_SLOT_LIMIT, Digest, PageRun};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// The first message of an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,9 +19,28 @@ pub struct Hello {
     pub parent: u32,
     /// The fork that the app came from.
     pub birth: Birth,
+    /// The versions of the protocol that the agent speaks.
+    pub versions: Versions,
 }
 
-/// A message from an agent to the daemon. None carries descriptors.
+/// An arena that a process still has mapped, whoever made it.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct HeldArena {
+    /// Its inode: names a memfd for as long as the host runs.
+    pub inode: u64,
+    /// What the agent calls it, to be repeated in the answer.
+    pub tag: u32,
+    /// Nothing.
+    pub padding: u32,
+}
+
+/// The most arenas whose descriptors one message carries.
+pub const HANDED_IN: usize = 32;
+
+/// A message from an agent to the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ToDaemon<'a> {
     /// Opens an agent's connection.
@@ -28,6 +49,12 @@ pub enum ToDaemon<'a> {
     Query,
     /// Opens a connection that only asks where the daemon's files are mounted.
     Locate,
+    /// Opens a connection that only asks for the figures of processes: of all for root and the daemon's own user, of the
+    /// asking user's for others. Since version 5.
+    Processes,
+    /// Opens a connection that only has everything scanned once, now and without a pause; answered when that is over. For
+    /// root and the daemon's own user. Since version 5.
+    Scan,
     /// The pages may be merged from now on.
     Register {
         /// The pages.
@@ -42,6 +69,13 @@ pub enum ToDaemon<'a> {
     Mode {
         /// It is.
         merges_any: bool,
+    },
+    /// The process has these arenas mapped: what is it to call them? Carries no descriptor, or one for each of them in the
+    /// same order, of [`HANDED_IN`] arenas at most. Answered by [`ToAgent::Named`](super::ToAgent::Named) for those that
+    /// the daemon knows or takes over, now or later. Since version 5.
+    Holds {
+        /// The arenas.
+        arenas: &'a [HeldArena],
     },
     /// All has been said that was registered when the connection began.
     AllSaid,
@@ -65,6 +99,10 @@ const LOCATE: u16 = 8;
 const COUNTED: u16 = 9;
 const ALL_SAID: u16 = 10;
 const MODE: u16 = 11;
+const HOLDS: u16 = 12;
+const PROCESSES: u16 = 13;
+const SCAN: u16 = 14;
+const SINCE_FIVE: Version = Version(5);
 const NONE: &[u8] = &[];
 
 impl<'a> ToDaemon<'a> {
@@ -74,18 +112,30 @@ impl<'a> ToDaemon<'a> {
     /// When it does not fit.
     pub fn encode(&self, buffer: &mut MessageBuffer) -> Result<usize, Full> {
         match *self {
-            Self::Hello(Hello { pid, parent, birth }) => {
+            Self::Hello(Hello {
+                pid,
+                parent,
+                birth,
+                versions,
+            }) => {
                 let birth = u64::from(birth.ledger) << 32 | u64::from(birth.number);
-                let header = Header::new(HELLO).scalars([pid.into(), parent.into(), birth]);
+                // A daemon that knows nothing of ranges takes the version of the message for the only one.
+                let header = Header::new(HELLO)
+                    .of_version(versions.oldest)
+                    .order(OrderId(versions.newest.0.into()))
+                    .scalars([pid.into(), parent.into(), birth]);
                 encode(buffer, header, NONE, NONE)
             }
             Self::Query => encode(buffer, Header::new(QUERY), NONE, NONE),
             Self::Locate => encode(buffer, Header::new(LOCATE), NONE, NONE),
+            Self::Processes => encode(buffer, Header::new(PROCESSES), NONE, NONE),
+            Self::Scan => encode(buffer, Header::new(SCAN), NONE, NONE),
             Self::AllSaid => encode(buffer, Header::new(ALL_SAID), NONE, NONE),
             Self::Mode { merges_any } => {
                 let header = Header::new(MODE).scalars([merges_any.into(), 0, 0]);
                 encode(buffer, header, NONE, NONE)
             }
+            Self::Holds { arenas } => encode(buffer, Header::new(HOLDS), arenas, NONE),
             Self::Register { range } => {
                 let header = Header::new(REGISTER).scalars([range.start, range.len, 0]);
                 encode(buffer, header, NONE, NONE)
@@ -130,6 +180,11 @@ impl<'a> ToDaemon<'a> {
         let (header, body) = split(message)?;
         let order = OrderId(header.order);
         match header.kind {
+            HELLO => {}
+            HOLDS | PROCESSES | SCAN => header.check_version(SINCE_FIVE)?,
+            _ => header.check_version(Versions::SPOKEN.oldest)?,
+        }
+        match header.kind {
             HELLO => {
                 bare(header, body)?;
                 let [pid, parent, birth] = header.scalars;
@@ -141,11 +196,18 @@ impl<'a> ToDaemon<'a> {
                         ledger: number(birth >> 32)?,
                         number: number(birth & u64::from(u32::MAX))?,
                     },
+                    versions: Versions {
+                        oldest: header.version(),
+                        newest: newest(header)?,
+                    },
                 }))
             }
             QUERY => bare(header, body).map(|()| Self::Query),
             LOCATE => bare(header, body).map(|()| Self::Locate),
+            PROCESSES => bare(header, body).map(|()| Self::Processes),
+            SCAN => bare(header, body).map(|()| Self::Scan),
             ALL_SAID => bare(header, body).map(|()| Self::AllSaid),
+            HOLDS => array::<HeldArena>(header, body).map(|arenas| Self::Holds { arenas }),
             REGISTER => {
                 bare(header, body)?;
                 Ok(Self::Register {
@@ -210,6 +272,15 @@ impl<'a> ToDaemon<'a> {
             }
             kind => Err(WireError::Kind(kind)),
         }
+    }
+}
+
+/// An agent that knows nothing of ranges speaks one version.
+fn newest(header: &Header) -> Result<Version, WireError> {
+    match u16::try_from(header.order) {
+        Ok(0) => Ok(header.version()),
+        Ok(newest) => Ok(Version(newest)),
+        Err(_) => Err(WireError::Version(u16::MAX)),
     }
 }
 

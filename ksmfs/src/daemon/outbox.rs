@@ -3,7 +3,7 @@
 //! Sending never blocks. What the socket does not take waits here, and a peer that lets too much wait is cut off:
 //! it stopped reading, and an order that it never gets is as good as lost.
 
-use ksm_engine::wire::{MessageBuffer, ToAgent};
+use ksm_engine::wire::{MessageBuffer, ToAgent, Version, Versions};
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use smallvec::SmallVec;
@@ -47,12 +47,34 @@ impl Packet {
 }
 
 /// The queue of one peer.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Outbox {
+    /// Of what is sent.
+    version: Version,
     waiting: VecDeque<Packet>,
 }
 
+impl Default for Outbox {
+    fn default() -> Self {
+        Self {
+            version: Versions::SPOKEN.oldest,
+            waiting: VecDeque::new(),
+        }
+    }
+}
+
 impl Outbox {
+    /// From now on the peer is spoken to in this version of the protocol.
+    pub fn speak(&mut self, version: Version) {
+        self.version = version;
+    }
+
+    /// In which it is.
+    #[must_use]
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
     /// Sends a message, or queues it behind those that wait.
     ///
     /// # Errors
@@ -65,6 +87,7 @@ impl Outbox {
         buffer: &mut MessageBuffer,
     ) -> Result<(), SendError> {
         let len = message.encode(buffer)?;
+        self.version.stamp(buffer);
         let bytes = &buffer.0[..len];
         if self.waiting.is_empty() && transmit(socket, bytes, descriptors)? {
             return Ok(());

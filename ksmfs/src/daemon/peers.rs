@@ -1,6 +1,7 @@
 //! The connected peers, and the ways of finding one.
 
 use super::children::Children;
+use super::adoption::Holdings;
 use super::donation::DonationBuffer;
 use super::identity::Credentials;
 use super::outbox::Outbox;
@@ -48,6 +49,8 @@ pub struct Agent {
     pub regions: Regions,
     /// Whether all of its memory is to be merged.
     pub merges_any: bool,
+    /// The arenas it has mapped.
+    pub holdings: Holdings,
 }
 
 /// One connection.
@@ -109,6 +112,11 @@ impl Peers {
         self.by_token.remove(&token)
     }
 
+    /// Takes all of them out, for good.
+    pub fn drain(&mut self) -> impl Iterator<Item = Peer> {
+        self.by_token.drain().map(|(_, peer)| peer)
+    }
+
     /// Puts a connection back.
     pub fn put_back(&mut self, token: u64, peer: Peer) {
         if let Role::Agent(agent) = &peer.role {
@@ -137,6 +145,14 @@ impl Peers {
         self.by_mm.get(&mm).copied()
     }
 
+    /// All agents, and whose they are.
+    pub fn agents(&self) -> impl Iterator<Item = (u32, &Agent)> {
+        self.by_token.values().filter_map(|peer| match &peer.role {
+            Role::Agent(agent) => Some((peer.credentials.uid, &**agent)),
+            _ => None,
+        })
+    }
+
     /// All agents.
     pub fn agents_mut(&mut self) -> impl Iterator<Item = &mut Agent> {
         self.by_token
@@ -145,6 +161,16 @@ impl Peers {
                 Role::Agent(agent) => Some(&mut **agent),
                 _ => None,
             })
+    }
+
+    /// Tokens of all agents that are so.
+    pub fn agents_that(&self, so: impl Fn(&Peer, &Agent) -> bool) -> Vec<u64> {
+        let is_one = |peer: &Peer| match &peer.role {
+            Role::Agent(agent) => so(peer, agent),
+            _ => false,
+        };
+        let agents = self.by_token.iter().filter(|(_, peer)| is_one(peer));
+        agents.map(|(token, _)| *token).collect()
     }
 
     /// The agent of this user's that has the ledger with this number.

@@ -4,6 +4,7 @@
 //! its order, and whatever breaks the rules ends the connection. That costs the peer its merging, and nobody else
 //! anything.
 
+use super::adoption::Holdings;
 use super::children::Children;
 use super::donation::DonationBuffer;
 use super::identity;
@@ -15,12 +16,13 @@ use ksm_engine::engine::{ReportError, Written};
 use ksm_engine::order::{Order, OrderId};
 use ksm_engine::page::{ArenaId, DomainId};
 use ksm_engine::wire::{
-    Birth, Figures, Hello, MessageBuffer, MountDevice, RefusalReason, ToAgent, ToDaemon, WireError,
+    Birth, Figures, Hello, MessageBuffer, MountDevice, RefusalReason, ToAgent, ToDaemon, Version,
+    Versions, WireError,
 };
 use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 /// Most separate regions of one agent: what a process with the kernel's default of 65530 maps can have.
@@ -50,6 +52,12 @@ pub enum Parting {
     /// A report breaks the rules.
     #[error("{0}")]
     Report(#[from] ReportError),
+    /// Descriptors with a message that carries none.
+    #[error("descriptors that nobody asked for")]
+    Descriptors,
+    /// It says that it has more arenas mapped than a process can.
+    #[error("too many arenas")]
+    TooManyArenas,
     /// It registered too much.
     #[error("more than {MOST_REGIONS} regions")]
     TooManyRegions,
@@ -91,10 +99,29 @@ impl Daemon {
         peer: &mut Peer,
         buffer: &mut MessageBuffer,
         len: usize,
+        descriptors: Vec<OwnedFd>,
     ) -> Result<(), Parting> {
-        let message = ToDaemon::decode(&buffer.0[..len])?;
+        let message = ToDaemon::decode(&buffer.0[..len]);
+        if !matches!(message, Ok(ToDaemon::Holds { .. })) && !descriptors.is_empty() {
+            descriptors.into_iter().for_each(|fd| self.closer.close(fd));
+            return Err(Parting::Descriptors);
+        }
+        let message = message?;
+        let version = Version::of(&buffer.0[..len]).unwrap_or(Versions::SPOKEN.oldest);
+        match &peer.role {
+            Role::Agent(_) if version != peer.outbox.version() => {
+                descriptors.into_iter().for_each(|fd| self.closer.close(fd));
+                return Err(WireError::Version(version.0).into());
+            }
+            Role::Agent(_) => {}
+            // Answered as it was asked.
+            _ => peer.outbox.speak(version),
+        }
         match (&mut peer.role, message) {
-            (Role::Surplus, _) => self.refuse(peer, RefusalReason::TooMany, buffer),
+            (Role::Surplus, _) => {
+                descriptors.into_iter().for_each(|fd| self.closer.close(fd));
+                self.refuse(peer, RefusalReason::TooMany, buffer)
+            }
             (Role::Unknown, ToDaemon::Hello(hello)) => self.greet(token, peer, hello, buffer),
             (Role::Unknown | Role::Asking, ToDaemon::Query) => {
                 peer.role = Role::Asking;
@@ -110,6 +137,10 @@ impl Daemon {
                     .send(peer.socket.as_fd(), &message, &[], buffer)?;
                 Ok(())
             }
+            (Role::Unknown | Role::Asking, ToDaemon::Processes) => {
+                self.tell_processes(peer, buffer)
+            }
+            (Role::Unknown | Role::Asking, ToDaemon::Scan) => self.want_scan(token, peer),
             (Role::Agent(agent), ToDaemon::Register { range }) => {
                 agent.regions.add(range);
                 if agent.regions.count() > MOST_REGIONS {
@@ -127,6 +158,10 @@ impl Daemon {
                 agent.merges_any = merges_any;
                 Ok(())
             }
+            (Role::Agent(_), ToDaemon::Holds { arenas }) => {
+                let arenas = arenas.to_vec();
+                self.note_held(peer, &arenas, descriptors, buffer)
+            }
             (Role::Agent(agent), ToDaemon::AllSaid) => {
                 self.note_joined(agent.birth);
                 Ok(())
@@ -142,7 +177,10 @@ impl Daemon {
                 }
                 Ok(())
             }
-            (Role::Unknown | Role::Asking | Role::Agent(_), _) => Err(Parting::OutOfTurn),
+            (Role::Unknown | Role::Asking | Role::Agent(_), _) => {
+                descriptors.into_iter().for_each(|fd| self.closer.close(fd));
+                Err(Parting::OutOfTurn)
+            }
         }
     }
 
@@ -185,6 +223,11 @@ impl Daemon {
         let descriptor = arena
             .map(|arena| store.descriptor(arena).ok_or(Parting::NoArena(arena)))
             .transpose()?;
+        if let (Some(arena), Role::Agent(agent)) = (arena, &mut peer.role)
+            && peer.outbox.version().names_arenas()
+        {
+            agent.holdings.gets(arena);
+        }
         let order = order.borrow();
         let message = ToAgent::Order { id, order };
         peer.outbox
@@ -199,6 +242,10 @@ impl Daemon {
         hello: Hello,
         buffer: &mut MessageBuffer,
     ) -> Result<(), Parting> {
+        let Some(version) = hello.versions.newest_in(self.versions) else {
+            return self.refuse(peer, RefusalReason::Version, buffer);
+        };
+        peer.outbox.speak(version);
         let Some(app) = identity::app_pid(peer.credentials.pid, hello.pid) else {
             return self.refuse(peer, RefusalReason::WrongPid, buffer);
         };
@@ -234,6 +281,7 @@ impl Daemon {
             _end: end,
             regions: Regions::default(),
             merges_any: false,
+            holdings: Holdings::default(),
         }));
         watched.map_err(SendError::from)?;
         let Role::Agent(agent) = &peer.role else {

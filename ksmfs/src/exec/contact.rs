@@ -1,9 +1,9 @@
 //! A daemon that runs: whether it may be trusted, and where its files are.
 
 use crate::mountpoint;
-use ksm_client::sys::peer::peer_of;
+use ksm_client::sys::peer::{Peer, peer_of};
 use ksm_client::trust;
-use ksm_engine::wire::{MAX_MESSAGE, MessageBuffer, MountDevice, ToAgent, ToDaemon};
+use ksm_engine::wire::{MAX_MESSAGE, MessageBuffer, MountDevice, ToAgent, ToDaemon, Versions};
 use rustix::io::Errno;
 use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{
@@ -47,14 +47,8 @@ pub(super) struct Daemon {
 
 /// Asks the daemon that listens at `socket`.
 pub(super) fn daemon_at(socket: &Path) -> Result<Daemon, ContactError> {
-    let none = |errno| ContactError::NoDaemon(socket.into(), errno);
     let mute = |errno: Errno| ContactError::NoAnswer(socket.into(), errno.to_string());
-    let connection = open(socket).map_err(none)?;
-    let peer = peer_of(connection.as_fd()).map_err(mute)?;
-    trust::look_around();
-    if !trust::is_trusted(peer) {
-        return Err(ContactError::Untrusted(socket.into(), peer.uid));
-    }
+    let (connection, peer) = trusted(socket)?;
     let mut buffer = Box::new(MessageBuffer([0; MAX_MESSAGE]));
     let len = ask(&connection, &mut buffer).map_err(mute)?;
     match ToAgent::decode(&buffer.0[..len]) {
@@ -66,6 +60,20 @@ pub(super) fn daemon_at(socket: &Path) -> Result<Daemon, ContactError> {
         }),
         Ok(other) => Err(ContactError::NoAnswer(socket.into(), format!("{other:?}"))),
         Err(error) => Err(ContactError::NoAnswer(socket.into(), error.to_string())),
+    }
+}
+
+/// Connects to the daemon that listens at `socket`, if it may be trusted.
+pub(crate) fn trusted(socket: &Path) -> Result<(OwnedFd, Peer), ContactError> {
+    let none = |errno| ContactError::NoDaemon(socket.into(), errno);
+    let mute = |errno: Errno| ContactError::NoAnswer(socket.into(), errno.to_string());
+    let connection = open(socket).map_err(none)?;
+    let peer = peer_of(connection.as_fd()).map_err(mute)?;
+    trust::look_around();
+    if trust::is_trusted(peer) {
+        Ok((connection, peer))
+    } else {
+        Err(ContactError::Untrusted(socket.into(), peer.uid))
     }
 }
 
@@ -84,6 +92,8 @@ fn ask(connection: &OwnedFd, buffer: &mut MessageBuffer) -> Result<usize, Errno>
     let len = ToDaemon::Locate
         .encode(buffer)
         .map_err(|_| Errno::MSGSIZE)?;
+    // An older daemon answers as well.
+    Versions::SPOKEN.oldest.stamp(buffer);
     send(connection, &buffer.0[..len], SendFlags::NOSIGNAL)?;
     let (_, len) = recv(connection, &mut buffer.0[..], RecvFlags::empty())?;
     Ok(len)

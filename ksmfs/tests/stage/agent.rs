@@ -6,17 +6,20 @@
 use super::{DEADLINE, connect};
 use ksm_engine::digest::Salt;
 use ksm_engine::order::{Order, OrderId, OrderRef, ReportRef};
-use ksm_engine::page::{PageRun, Slot};
+use ksm_engine::page::{ArenaId, PageRun, Slot};
 use ksm_engine::wire::{
-    Birth, Figures, Hello, MAX_MESSAGE, MessageBuffer, MountDevice, RefusalReason, ToAgent,
-    ToDaemon,
+    Birth, Figures, HANDED_IN, HeldArena, Hello, MAX_MESSAGE, MessageBuffer, MountDevice, NamedArena, RefusalReason,
+    ToAgent, ToDaemon, Versions,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags};
-use std::io::IoSliceMut;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
+};
+use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -31,6 +34,15 @@ pub enum Heard {
     HungUp,
 }
 
+fn held(inodes: &[u64]) -> Vec<HeldArena> {
+    let arena = |(tag, inode): (u32, &u64)| HeldArena {
+        inode: *inode,
+        tag,
+        padding: 0,
+    };
+    (0..).zip(inodes).map(arena).collect()
+}
+
 pub struct Agent {
     pub socket: OwnedFd,
     buffer: Box<MessageBuffer>,
@@ -42,6 +54,9 @@ pub struct Agent {
     pub slot: Option<Slot>,
     /// How often the test's page was visited.
     pub visits: u32,
+    /// Arenas that the daemon has named, and those that it has let go.
+    pub names: Vec<NamedArena>,
+    pub let_go: Vec<ArenaId>,
 }
 
 impl Agent {
@@ -53,6 +68,8 @@ impl Agent {
             salt: None,
             slot: None,
             visits: 0,
+            names: Vec::new(),
+            let_go: Vec::new(),
         }
     }
 
@@ -63,6 +80,7 @@ impl Agent {
             pid: std::process::id(),
             parent: 0,
             birth: Birth::default(),
+            versions: Versions::SPOKEN,
         }));
         let heard = agent.hear();
         assert!(matches!(heard, Heard::Welcome), "{heard:?}");
@@ -86,6 +104,32 @@ impl Agent {
         rustix::net::send(&self.socket, bytes, SendFlags::NOSIGNAL).unwrap();
     }
 
+    /// Says something with descriptors. The daemon may have hung up.
+    pub fn say_with(&mut self, message: &ToDaemon<'_>, descriptors: &[&OwnedFd]) {
+        let len = message.encode(&mut self.buffer).unwrap();
+        let descriptors: Vec<_> = descriptors.iter().map(|fd| fd.as_fd()).collect();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(HANDED_IN))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
+        let parts = [IoSlice::new(&self.buffer.0[..len])];
+        let flags = SendFlags::NOSIGNAL;
+        let _ = rustix::net::sendmsg(&self.socket, &parts, &mut control, flags);
+    }
+
+    /// Says that arenas with these inodes are mapped. Their places are what it calls them.
+    pub fn hold(&mut self, inodes: &[u64]) {
+        self.say(&ToDaemon::Holds {
+            arenas: &held(inodes),
+        });
+    }
+
+    /// The same, with descriptors.
+    pub fn hand_in(&mut self, descriptors: &[&OwnedFd], inode_of: impl Fn(&OwnedFd) -> u64) {
+        let inodes: Vec<u64> = descriptors.iter().map(|fd| inode_of(fd)).collect();
+        let arenas = &held(&inodes);
+        self.say_with(&ToDaemon::Holds { arenas }, descriptors);
+    }
+
     pub fn register(&mut self, start: u64, len: u64) {
         self.say(&ToDaemon::Register {
             range: PageRun { start, len },
@@ -96,8 +140,16 @@ impl Agent {
         self.say(&ToDaemon::Report { order, report });
     }
 
-    /// The next message.
+    /// The next message; what it says of arenas is only noted.
     pub fn hear(&mut self) -> Heard {
+        loop {
+            if let Some(heard) = self.hear_anything() {
+                return heard;
+            }
+        }
+    }
+
+    fn hear_anything(&mut self) -> Option<Heard> {
         let timeout = Timespec::try_from(DEADLINE).unwrap();
         let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
         assert_eq!(
@@ -116,7 +168,7 @@ impl Agent {
             Err(errno) => panic!("recvmsg: {errno}"),
         };
         if len == 0 {
-            return Heard::HungUp;
+            return Some(Heard::HungUp);
         }
         self.descriptors.clear();
         for message in control.drain() {
@@ -124,7 +176,7 @@ impl Agent {
                 self.descriptors.extend(fds);
             }
         }
-        match ToAgent::decode(&self.buffer.0[..len]).unwrap() {
+        Some(match ToAgent::decode(&self.buffer.0[..len]).unwrap() {
             ToAgent::Welcome { salt } => {
                 self.salt = Some(salt);
                 Heard::Welcome
@@ -133,14 +185,25 @@ impl Agent {
             ToAgent::Figures(figures) => Heard::Figures(figures),
             ToAgent::Mount(device) => Heard::Mount(device),
             ToAgent::Order { id, order } => Heard::Order(id, owned(order)),
-        }
+            ToAgent::Named { names } => {
+                self.names.extend(names);
+                return None;
+            }
+            ToAgent::LetGo { arenas } => {
+                self.let_go.extend(arenas);
+                return None;
+            }
+            ToAgent::Keep { .. } | ToAgent::Processes { .. } | ToAgent::Scanned { .. } => return None,
+        })
     }
 
     /// The next message, if one comes within `time`.
     pub fn hear_within(&mut self, time: Duration) -> Option<Heard> {
         let time = Timespec::try_from(time).unwrap();
         let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
-        (poll(&mut fds, Some(&time)) == Ok(1)).then(|| self.hear())
+        (poll(&mut fds, Some(&time)) == Ok(1))
+            .then(|| self.hear_anything())
+            .flatten()
     }
 
     /// Whether nothing has arrived.

@@ -99,7 +99,7 @@ impl Process {
                 self.each_page(runs, mood, Self::donate)
             }
             Order::Map { arena, runs } => {
-                let slots = slots(around.daemon, *arena, runs);
+                let slots = self.slots(around, *arena, runs);
                 self.each_page(&pages(runs), mood, |process, page| {
                     process.map(page, slots(page), around)
                 })
@@ -115,10 +115,35 @@ impl Process {
             }
             Order::Count => Answer::Counted(self.zeroed()),
             Order::Remap { arena, runs } => {
-                let slots = slots(around.daemon, *arena, runs);
+                let slots = self.slots(around, *arena, runs);
                 self.each_page(&pages(runs), mood, |process, page| {
                     process.remap(page, slots(page), around)
                 })
+            }
+        }
+    }
+
+    /// The slot of each page of an order, whose arena is known from now on.
+    fn slots<'o>(
+        &mut self,
+        around: &Surroundings<'_>,
+        arena: ArenaId,
+        runs: &'o [MapRun],
+    ) -> impl Fn(u64) -> Frame + use<'o> {
+        let key = around.arenas.key(around.daemon, arena);
+        self.learn(key, arena);
+        move |page| {
+            let run = runs
+                .iter()
+                .find(|run| run.pages().contains(page))
+                .expect("asked for pages of the order only");
+            let offset = u32::try_from(page - run.start).expect("a run is no longer than 32 bits");
+            Frame {
+                daemon: key.0,
+                slot: Slot {
+                    arena: key.1,
+                    index: run.slot + offset,
+                },
             }
         }
     }
@@ -216,13 +241,16 @@ impl Process {
         }
         let (content, broken) = match self.pages.get(&page)? {
             Page::ReadOnce | Page::Zeroed => return None,
-            Page::Merged { frame, foreign } => {
-                let state = if *foreign || frame.daemon != around.daemon {
-                    VisitState::Foreign
-                } else {
-                    VisitState::Merged
+            Page::Merged { frame } => {
+                let Some(arena) = self.names.get(&frame.arena()) else {
+                    return Some((VisitState::Foreign, NO_SLOT));
                 };
-                return Some((state, frame.slot));
+                let index = frame.slot.index;
+                let slot = Slot {
+                    arena: *arena,
+                    index,
+                };
+                return Some((VisitState::Merged, slot));
             }
             Page::Private(content) => (*content, false),
             Page::Broken(content) => (*content, true),
@@ -292,8 +320,7 @@ impl Process {
         if content != around.arenas.content(frame) {
             return Outcome::Changed;
         }
-        let foreign = false;
-        self.pages.insert(page, Page::Merged { frame, foreign });
+        self.pages.insert(page, Page::Merged { frame });
         self.frames.remove(&page);
         self.inherited.remove(&page);
         Outcome::Done
@@ -326,7 +353,7 @@ impl Process {
     }
 
     fn remap(&mut self, page: u64, frame: Frame, around: &Surroundings<'_>) -> Outcome {
-        let Some(Page::Merged { frame: old, .. }) = self.page(page) else {
+        let Some(Page::Merged { frame: old }) = self.page(page) else {
             return Outcome::Changed;
         };
         if !self.liar {
@@ -334,8 +361,7 @@ impl Process {
         } else if around.arenas.content(old) != around.arenas.content(frame) {
             return Outcome::Changed;
         }
-        let foreign = false;
-        self.pages.insert(page, Page::Merged { frame, foreign });
+        self.pages.insert(page, Page::Merged { frame });
         Outcome::Done
     }
 }
@@ -344,26 +370,8 @@ fn pages(runs: &[MapRun]) -> Vec<PageRun> {
     runs.iter().map(MapRun::pages).collect()
 }
 
-/// The slot of each page of an order.
-fn slots(daemon: u32, arena: ArenaId, runs: &[MapRun]) -> impl Fn(u64) -> Frame {
-    move |page| {
-        let run = runs
-            .iter()
-            .find(|run| run.pages().contains(page))
-            .expect("asked for pages of the order only");
-        let offset = u32::try_from(page - run.start).expect("a run is no longer than 32 bits");
-        Frame {
-            daemon,
-            slot: Slot {
-                arena,
-                index: run.slot + offset,
-            },
-        }
-    }
-}
-
 fn push_visit(runs: &mut Vec<VisitRun>, page: u64, state: VisitState, more: u32, slot: Slot) {
-    let has_slot = matches!(state, VisitState::Merged | VisitState::Foreign);
+    let has_slot = state == VisitState::Merged;
     if let Some(last) = runs.last_mut() {
         let next = Slot {
             index: last.slot.index + last.len,

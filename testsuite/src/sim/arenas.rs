@@ -1,6 +1,6 @@
 //! Model arenas: what the daemons of a host, one after the other, ever put into slots.
 //!
-//! A slot is written once. Arenas that a daemon let go of, or left behind when it died, keep their contents: processes
+//! A slot is written once. A daemon may take over arenas of those before it, under numbers of its own. Arenas that a daemon let go of, or left behind when it died, keep their contents: processes
 //! may still map them, and what is mapped must never change.
 
 use super::Content;
@@ -20,6 +20,15 @@ pub struct Frame {
     pub slot: Slot,
 }
 
+/// An arena: the daemon that made it, and what that called it.
+pub(crate) type Key = (u32, ArenaId);
+
+impl Frame {
+    pub(crate) fn arena(self) -> Key {
+        (self.daemon, self.slot.arena)
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Arena {
     pub(crate) domain: DomainId,
@@ -27,13 +36,21 @@ pub(crate) struct Arena {
     pub(crate) numa: Option<NumaNode>,
     slots: Vec<Option<Content>>,
     open: bool,
-    pub(crate) released: bool,
+    released: bool,
+    /// Another daemon took it over when its own was dead. What was not written then never will be.
+    adopted: bool,
 }
 
 /// All arenas of the host.
 #[derive(Debug, Default)]
 pub(crate) struct Arenas {
-    arenas: BTreeMap<(u32, ArenaId), Arena>,
+    arenas: BTreeMap<Key, Arena>,
+    /// What daemons call arenas that they took over and have not let go.
+    adopted: BTreeMap<(u32, ArenaId), Key>,
+    /// Arenas let go of since somebody asked.
+    let_go: Vec<Key>,
+    /// Arenas taken over, ever.
+    pub(crate) adoptions: u64,
     /// How many of the next calls to the store are refused.
     pub(crate) refusals: u32,
     pub(crate) releases: u64,
@@ -41,24 +58,54 @@ pub(crate) struct Arenas {
 
 impl Arenas {
     pub(crate) fn arena(&self, frame: Frame) -> &Arena {
-        self.arenas
-            .get(&(frame.daemon, frame.slot.arena))
-            .expect("a slot of an arena that was never made")
+        self.arena_at(frame.arena())
     }
 
-    /// The arenas of a daemon that are full and have not been released.
-    pub(crate) fn full(&self, daemon: u32) -> Vec<ArenaId> {
-        let full = |arena: &Arena| !arena.open && !arena.released;
-        let of_daemon = self.arenas.iter().filter(|((of, _), _)| *of == daemon);
-        of_daemon
-            .filter(|(_, arena)| full(arena))
-            .map(|((_, id), _)| *id)
+    pub(crate) fn arena_at(&self, key: Key) -> &Arena {
+        self.arenas
+            .get(&key)
+            .expect("an arena that was never made")
+    }
+
+    /// The arena that a daemon calls so.
+    pub(crate) fn key(&self, daemon: u32, name: ArenaId) -> Key {
+        let taken_over = self.adopted.get(&(daemon, name)).copied();
+        taken_over.unwrap_or((daemon, name))
+    }
+
+    /// What a daemon calls an arena, if it has it.
+    pub(crate) fn name(&self, daemon: u32, key: Key) -> Option<ArenaId> {
+        if key.0 == daemon && !self.arenas.get(&key)?.released {
+            return Some(key.1);
+        }
+        let mut own = self.adopted.range((daemon, ArenaId(0))..(daemon + 1, ArenaId(0)));
+        own.find(|(_, adopted)| **adopted == key).map(|((_, name), _)| *name)
+    }
+
+    /// Arenas that were let go of since this was asked last.
+    pub(crate) fn take_let_go(&mut self) -> Vec<Key> {
+        std::mem::take(&mut self.let_go)
+    }
+
+    /// The arenas that a daemon has and that take no more.
+    pub(crate) fn full(&self, daemon: u32) -> Vec<Key> {
+        let full = |(_, arena): &(&Key, &Arena)| !arena.open && !arena.released;
+        let own = self.arenas.iter().filter(|((of, _), _)| *of == daemon);
+        let adopted = self.adopted.iter().filter(|((of, _), _)| *of == daemon);
+        own.filter(full)
+            .map(|(key, _)| *key)
+            .chain(adopted.map(|(_, key)| *key))
             .collect()
     }
 
     /// What the slot holds.
     pub(crate) fn content(&self, frame: Frame) -> Content {
-        self.arena(frame).slots[frame.slot.index as usize].expect("a slot that was never written")
+        let arena = self.arena(frame);
+        let content = arena.slots[frame.slot.index as usize];
+        if arena.adopted {
+            return content.unwrap_or(Content::ZERO);
+        }
+        content.expect("a slot that was never written")
     }
 }
 
@@ -71,6 +118,17 @@ pub(crate) struct ModelStore {
 }
 
 impl ModelStore {
+    /// Takes over an arena that an earlier daemon made.
+    pub(crate) fn adopt(&mut self, name: ArenaId, key: Key) {
+        let mut arenas = self.arenas.borrow_mut();
+        let arena = arenas.arenas.get_mut(&key).expect("somebody has mapped it");
+        arena.open = false;
+        arena.adopted = true;
+        arenas.adoptions += 1;
+        let taken = arenas.adopted.insert((self.daemon, name), key);
+        assert!(taken.is_none(), "{name:?} is the name of two arenas");
+    }
+
     fn may_fail(&self, arena: ArenaId) -> Result<(), StoreError> {
         let refusals = &mut self.arenas.borrow_mut().refusals;
         if *refusals == 0 {
@@ -103,6 +161,7 @@ impl SlotStore for ModelStore {
             slots: vec![None; self.slots_per_arena as usize],
             open: true,
             released: false,
+            adopted: false,
         };
         let arenas = &mut self.arenas.borrow_mut().arenas;
         let filling = arenas
@@ -141,15 +200,20 @@ impl SlotStore for ModelStore {
     }
 
     fn read(&self, slot: Slot, into: &mut PageBytes) -> Result<(), StoreError> {
-        let frame = Frame {
-            daemon: self.daemon,
-            slot,
-        };
         let arenas = self.arenas.borrow();
-        assert!(
-            !arenas.arena(frame).released,
+        let key = arenas.key(self.daemon, slot.arena);
+        assert_eq!(
+            arenas.name(self.daemon, key),
+            Some(slot.arena),
             "{slot:?} is read after its arena was let go"
         );
+        let frame = Frame {
+            daemon: key.0,
+            slot: Slot {
+                arena: key.1,
+                index: slot.index,
+            },
+        };
         *into = arenas.content(frame).bytes();
         Ok(())
     }
@@ -167,9 +231,15 @@ impl SlotStore for ModelStore {
     fn release(&mut self, arena: ArenaId) {
         let mut arenas = self.arenas.borrow_mut();
         arenas.releases += 1;
+        if let Some(key) = arenas.adopted.remove(&(self.daemon, arena)) {
+            arenas.let_go.push(key);
+            return;
+        }
+        let key = (self.daemon, arena);
+        arenas.let_go.push(key);
         let arena = arenas
             .arenas
-            .get_mut(&(self.daemon, arena))
+            .get_mut(&key)
             .expect("only arenas that were made are released");
         assert!(!arena.released, "released twice");
         arena.released = true;

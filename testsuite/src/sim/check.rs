@@ -3,11 +3,11 @@
 //! Nothing here looks into the engine: it is judged by the orders it gives, by its counters, and by what the models
 //! of the processes hold.
 
-use super::arenas::{Arenas, Frame};
+use super::arenas::{Arenas, Frame, Key};
 use super::play::DOMAINS;
 use super::process::{Page, Process};
 use super::{Content, World};
-use ksm_engine::page::{ArenaId, DomainId, NumaNode};
+use ksm_engine::page::{DomainId, NumaNode};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
@@ -114,11 +114,11 @@ impl World {
                     "process {} reads what it did not write at page {page}",
                     process.pid
                 );
-                if let Some(Page::Merged { frame, foreign }) = process.page(page) {
+                if let Some(Page::Merged { frame }) = process.page(page) {
                     of_own_domain(process, frame, &arenas);
-                    let counted = self.must_be_counted(process, page, frame) && !foreign;
+                    let counted = self.must_be_counted(process, page, frame);
                     assert!(
-                        !(counted && arenas.arena(frame).released),
+                        !counted || arenas.name(self.daemon, frame.arena()).is_some(),
                         "process {}: page {page} is merged, and {frame:?} was let go",
                         process.pid
                     );
@@ -132,7 +132,7 @@ impl World {
         process.connection.is_some()
             && !process.liar
             && !process.late
-            && frame.daemon == self.daemon
+            && process.names.contains_key(&frame.arena())
             && process.mergeable.contains(&page)
             && !process.inherited.contains(&page)
     }
@@ -199,15 +199,15 @@ impl World {
     /// When there is such an arena.
     pub fn check_reclaimed(&self) {
         let arenas = self.arenas.borrow();
-        let mut in_use: BTreeMap<ArenaId, BTreeSet<u32>> = BTreeMap::new();
+        let mut in_use: BTreeMap<Key, BTreeSet<u32>> = BTreeMap::new();
         for process in &self.processes {
             for (page, mapped) in &process.pages {
-                if let Page::Merged { frame, .. } = mapped
+                if let Page::Merged { frame } = mapped
                     && process.connection.is_some()
                     && process.mergeable.contains(page)
-                    && frame.daemon == self.daemon
+                    && process.names.contains_key(&frame.arena())
                 {
-                    let slots = in_use.entry(frame.slot.arena).or_default();
+                    let slots = in_use.entry(frame.arena()).or_default();
                     slots.insert(frame.slot.index);
                 }
             }
@@ -227,9 +227,12 @@ impl World {
         for page in &process.mergeable {
             match process.page(*page) {
                 None | Some(Page::ReadOnce | Page::Zeroed) => {}
-                Some(Page::Merged { frame, foreign }) => {
-                    let known = frame.daemon == self.daemon && !foreign;
-                    if known && !arenas.arena(frame).released {
+                Some(Page::Merged { frame }) => {
+                    let key = frame.arena();
+                    let here = arenas.name(self.daemon, key).is_some();
+                    let across = self.engine.knobs().merge_across_nodes;
+                    let by_the_rule = arenas.arena(frame).numa.is_none() == across;
+                    if process.names.contains_key(&key) && here && by_the_rule {
                         *recount.sharers.entry(frame).or_default() += 1;
                         if self.must_be_counted(process, *page, frame) {
                             *recount.invited.entry(frame).or_default() += 1;

@@ -20,6 +20,8 @@ pub enum Op {
     Connect { process: u8 },
     /// A connection breaks, after the daemon got this many more messages.
     Disconnect { process: u8, delivered: u8 },
+    /// An agent is killed; another one connects some time.
+    AgentDies { process: u8 },
     /// The app writes a page.
     Write { process: u8, page: u8, content: u8 },
     /// The app writes the same bytes again.
@@ -129,6 +131,7 @@ pub fn any_op() -> impl Strategy<Value = Op> {
         6 => process().prop_map(|process| Op::Connect { process }),
         2 => (process(), 0u8..4)
             .prop_map(|(process, delivered)| Op::Disconnect { process, delivered }),
+        1 => process().prop_map(|process| Op::AgentDies { process }),
         20 => (process(), page(), content())
             .prop_map(|(process, page, content)| Op::Write { process, page, content }),
         8 => (process(), page()).prop_map(|(process, page)| Op::Rewrite { process, page }),

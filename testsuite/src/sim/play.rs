@@ -56,6 +56,7 @@ impl World {
             | Op::Exit { process }
             | Op::Connect { process }
             | Op::Disconnect { process, .. }
+            | Op::AgentDies { process }
             | Op::Write { process, .. }
             | Op::Rewrite { process, .. }
             | Op::Fill { process, .. }
@@ -128,6 +129,7 @@ impl World {
                 }
                 self.disconnect(at);
             }
+            Op::AgentDies { .. } => self.kill_agent(at),
             Op::Write {
                 page: p, content, ..
             } => {

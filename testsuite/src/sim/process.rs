@@ -1,9 +1,9 @@
 //! A model process: its pages, what it wrote to them, and what its agent remembers.
 
-use super::arenas::{Arenas, Frame};
+use super::arenas::{Arenas, Frame, Key};
 use super::{Content, Mood};
 use ksm_engine::order::{Order, OrderId, Outcome};
-use ksm_engine::page::{DomainId, MmId, NumaNode, PageRun};
+use ksm_engine::page::{ArenaId, DomainId, MmId, NumaNode, PageRun};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
@@ -20,8 +20,6 @@ pub enum Page {
     Merged {
         /// Which one.
         frame: Frame,
-        /// Its agent was cut off from its daemon since, and does not know any more whose slot it is.
-        foreign: bool,
     },
     /// A merged page that was written to.
     Broken(Content),
@@ -48,6 +46,8 @@ pub(crate) struct Seen {
 /// A message on its way to the daemon. A report says when its order was given.
 #[derive(Clone, Debug)]
 pub(crate) enum Message {
+    /// Arenas that are mapped, and whether a descriptor comes along.
+    Holds(Vec<(Key, bool)>),
     Register(PageRun),
     Unregister(PageRun),
     Report(OrderId, super::agent::Answer, Duration),
@@ -87,7 +87,13 @@ pub struct Process {
     pub(crate) liar: bool,
     /// Its agent has answered after its time was up; the engine may have taken it that merged pages are not.
     pub(crate) late: bool,
-    /// Merged pages that a fork brought, which the engine may not have seen yet.
+    /// What the daemon calls arenas, as far as it has said so over this connection.
+    pub(crate) names: BTreeMap<Key, ArenaId>,
+    /// Arenas that the daemon is to name.
+    pub(crate) asked: BTreeSet<Key>,
+    /// Arenas of which the agent has descriptors.
+    pub(crate) kept: BTreeSet<Key>,
+    /// Merged pages that a fork brought, or another connection, which the engine may not have seen yet.
     pub(crate) inherited: BTreeSet<u64>,
     /// The frames of private pages that were there at a fork, each shared by those who have not written since.
     pub(crate) frames: BTreeMap<u64, Rc<()>>,
@@ -114,6 +120,9 @@ impl Process {
             mood: Mood::default(),
             liar: false,
             late: false,
+            names: BTreeMap::new(),
+            asked: BTreeSet::new(),
+            kept: BTreeSet::new(),
             inherited: BTreeSet::new(),
             frames: BTreeMap::new(),
             parent: None,
@@ -194,7 +203,7 @@ impl Process {
         match self.pages.get(&page) {
             None | Some(Page::ReadOnce | Page::Zeroed) => Content::ZERO,
             Some(Page::Private(content) | Page::Broken(content)) => *content,
-            Some(Page::Merged { frame, .. }) => arenas.content(*frame),
+            Some(Page::Merged { frame }) => arenas.content(*frame),
         }
     }
 
@@ -270,6 +279,28 @@ impl Process {
         self.pages.values().filter(zeroed).count() as u64
     }
 
+    /// The arenas that it has mapped, each with whether its agent has a descriptor.
+    pub(crate) fn holds(&self) -> Vec<(Key, bool)> {
+        let keys: BTreeSet<Key> = self
+            .pages
+            .values()
+            .filter_map(|page| match page {
+                Page::Merged { frame } => Some(frame.arena()),
+                _ => None,
+            })
+            .collect();
+        keys.into_iter()
+            .map(|key| (key, self.kept.contains(&key)))
+            .collect()
+    }
+
+    /// The daemon names an arena, and gives a descriptor.
+    pub(crate) fn learn(&mut self, key: Key, name: ArenaId) {
+        self.asked.remove(&key);
+        self.names.insert(key, name);
+        self.kept.insert(key);
+    }
+
     /// The mergeable pages as runs.
     pub(crate) fn mergeable_runs(&self) -> Vec<PageRun> {
         let mut runs: Vec<PageRun> = Vec::new();
@@ -299,7 +330,7 @@ impl Process {
             .iter()
             .filter_map(|message| match message {
                 Message::Report(_, _, given) => Some(*given),
-                Message::Register(_) | Message::Unregister(_) => None,
+                Message::Holds(_) | Message::Register(_) | Message::Unregister(_) => None,
             });
         let given = connection.orders.iter().map(|(_, _, given)| *given);
         answered.chain(given).min()

@@ -14,6 +14,8 @@ pub struct Sights {
     pub cut_off: u64,
     /// Arenas let go of.
     pub released: u64,
+    /// Arenas taken over from daemons that had died.
+    pub adopted: u64,
 }
 
 impl Sights {
@@ -53,5 +55,6 @@ impl Sights {
         }
         self.cut_off += world.sights.cut_off;
         self.released += world.arenas.borrow().releases;
+        self.adopted += world.arenas.borrow().adoptions;
     }
 }

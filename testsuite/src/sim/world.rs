@@ -1,7 +1,7 @@
 //! The host: one daemon's engine, the processes, and the connections between them.
 
 use super::agent::Surroundings;
-use super::arenas::{Arenas, ModelStore};
+use super::arenas::{Arenas, Key, ModelStore};
 use super::content::Digests;
 use super::process::{Connection, Message, Process};
 use super::{Content, Knob, Lie, Mood, Page, Sights};
@@ -140,6 +140,10 @@ impl World {
         });
         process.liar = false;
         process.late = false;
+        let holds = process.holds();
+        if !holds.is_empty() {
+            process.tell(Message::Holds(holds));
+        }
         for run in process.mergeable_runs() {
             process.tell(Message::Register(run));
         }
@@ -161,9 +165,48 @@ impl World {
         for seen in process.seen.values_mut() {
             seen.known = false;
         }
-        for page in process.pages.values_mut() {
-            if let Page::Merged { foreign, .. } = page {
-                *foreign = true;
+        process.names.clear();
+        process.asked.clear();
+        let merged = |(page, what): (&u64, &Page)| {
+            matches!(what, Page::Merged { .. }).then_some(*page)
+        };
+        process.inherited.extend(process.pages.iter().filter_map(merged));
+    }
+
+    /// The agent of a process dies, and another one takes its place: with the memory, and without descriptors.
+    pub fn kill_agent(&mut self, at: usize) {
+        self.disconnect(at);
+        self.processes[at].kept.clear();
+    }
+
+    /// An agent has said what is mapped in its process.
+    fn note_held(&mut self, at: usize, holds: &[(Key, bool)]) {
+        let domain = self.processes[at].domain;
+        for (key, has_descriptor) in holds {
+            let known = self.arenas.borrow().name(self.daemon, *key);
+            if let Some(name) = known {
+                self.processes[at].learn(*key, name);
+                self.engine.expect_sharers(domain, name);
+                continue;
+            }
+            self.processes[at].asked.insert(*key);
+            if !has_descriptor {
+                continue;
+            }
+            let (numa, of) = {
+                let arenas = self.arenas.borrow();
+                let arena = arenas.arena_at(*key);
+                (arena.numa, arena.domain)
+            };
+            assert_eq!(of, domain, "{key:?} is mapped in another domain");
+            let slots = self.slots_per_arena;
+            let keep = |store: &mut ModelStore, name| store.adopt(name, *key);
+            let adopted = self.engine.adopt_arena(domain, numa, slots, keep);
+            let name = adopted.expect("a small world has few arenas");
+            for process in &mut self.processes {
+                if process.domain == domain && process.asked.contains(key) {
+                    process.learn(*key, name);
+                }
             }
         }
     }
@@ -267,6 +310,10 @@ impl World {
         let mm = connection.mm;
         let believed = match connection.messages.pop_front() {
             None => return,
+            Some(Message::Holds(holds)) => {
+                self.note_held(at, &holds);
+                Ok(())
+            }
             Some(Message::Register(run)) => {
                 self.engine.register(mm, run);
                 Ok(())
@@ -281,6 +328,7 @@ impl World {
             }
         };
         if let Err(error) = believed {
+            let process = &self.processes[at];
             assert!(
                 process.liar,
                 "the engine does not believe process {}: {error}",
@@ -306,6 +354,11 @@ impl World {
             to.unwrap_or_else(|| panic!("{order:?} for {mm:?}, which is gone"))
                 .orders
                 .push_back((id, order, self.now));
+        }
+        for key in self.arenas.borrow_mut().take_let_go() {
+            for process in &mut self.processes {
+                process.names.remove(&key);
+            }
         }
         while let Some((ticket, _)) = self.engine.take_finished() {
             assert!(self.pending.remove(&ticket), "{ticket:?} is finished twice");

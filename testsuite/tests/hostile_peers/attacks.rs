@@ -6,7 +6,7 @@ use ksm_engine::order::{
     DONATION_PAGES, MapRun, Order, OrderId, Outcome, OutcomeRun, ReportRef, VisitRun, VisitState,
 };
 use ksm_engine::page::{ArenaId, Digest, PAGE_SIZE, PageRun, Slot};
-use ksm_engine::wire::{Birth, CHILDREN, Hello, LEDGER_OFFSET, Ledger, RefusalReason, ToDaemon};
+use ksm_engine::wire::{Birth, CHILDREN, Hello, LEDGER_OFFSET, Ledger, RefusalReason, ToDaemon, Versions};
 use rustix::fs::{FallocateFlags, Mode, OFlags, SealFlags};
 use rustix::io::Errno;
 use std::mem::offset_of;
@@ -289,6 +289,7 @@ fn speaks_for_its_victims() {
                 pid,
                 parent: 0,
                 birth: Birth::default(),
+                versions: Versions::SPOKEN,
             };
             assert!(agent.offer(&ToDaemon::Hello(hello)));
             // The daemon was started by this very process, but is no parent of it.

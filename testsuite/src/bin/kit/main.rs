@@ -8,8 +8,23 @@ mod race;
 mod serve;
 mod work;
 
+use ksm_engine::wire::{Version, Versions};
 use std::path::Path;
 use std::process::ExitCode;
+use testsuite::daemon::VERSIONS;
+
+/// The versions of the protocol that this process is to speak.
+fn versions() -> Versions {
+    let wanted = std::env::var(VERSIONS).ok();
+    let wanted = wanted.and_then(|text| {
+        let (oldest, newest) = text.split_once('-')?;
+        Some(Versions {
+            oldest: Version(oldest.parse().ok()?),
+            newest: Version(newest.parse().ok()?),
+        })
+    });
+    wanted.unwrap_or(Versions::SPOKEN)
+}
 
 fn main() -> ExitCode {
     env_logger::init();

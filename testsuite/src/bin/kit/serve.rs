@@ -14,6 +14,8 @@ pub(crate) fn run(mount: &Path, socket: &Path, words: &[&str]) -> ExitCode {
     };
     let mut options = ksmfs::Options::new(mount, socket);
     options.extras.huge_pages_as_ksmd = words.contains(&"huge-pages-as-ksmd");
+    options.versions = crate::versions();
+    options.extras.dry_run = words.contains(&"dry-run");
     match ksmfs::mount(&options) {
         Ok(running) => {
             signals.forever().next();

@@ -51,7 +51,10 @@ impl Worker {
         if uid != 0 {
             testsuite::sys::become_user(uid).map_err(|error| format!("setuid: {error}"))?;
         }
-        let client = Client::start(&Config::default().socket(socket)).map_err(|e| e.to_string())?;
+        let config = Config::default()
+            .socket(socket)
+            .versions(crate::versions());
+        let client = Client::start(&config).map_err(|e| e.to_string())?;
         let region = client
             .allocate(pages * PAGE_SIZE)
             .map_err(|e| e.to_string())?;
@@ -91,6 +94,7 @@ impl Worker {
                     f.rmap_items, f.zero_pages, f.merging_pages, f.profit
                 ))
             }
+            ["link"] => Ok(self.client.status().link.to_string()),
             ["agent"] => Ok(self.client.status().agent.unwrap_or(0).to_string()),
             ["held-back-by-maps"] => Ok(self.outcome(Outcome::NoMaps).to_string()),
             ["fork-verify"] => self.fork_verify(),

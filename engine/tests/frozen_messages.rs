@@ -1,0 +1,247 @@
+//! The bytes of version 4 of the protocol, as programs that are older than this one send and expect them.
+//!
+//! Nothing here may ever be changed: it is not what the code says, but what others have been built with.
+
+use ksm_engine::digest::Salt;
+use ksm_engine::order::{
+    MapRun, OrderId, OrderRef, Outcome, OutcomeRun, ReportRef, VisitRun, VisitState,
+};
+use ksm_engine::page::{ArenaId, Digest, PageRun, Slot};
+use ksm_engine::wire::{
+    Birth, Figures, Hello, MAX_MESSAGE, MessageBuffer, MountDevice, RefusalReason, ToAgent,
+    ToDaemon, Version, Versions,
+};
+
+/// A header of version 4, and what follows it.
+fn message(kind: u16, order: u64, scalars: [u64; 3], counts: [u32; 2], body: &[u8]) -> Vec<u8> {
+    let mut bytes = b"ksm\x01\x04\x00".to_vec();
+    bytes.extend(kind.to_le_bytes());
+    bytes.extend(order.to_le_bytes());
+    bytes.extend(scalars.iter().flat_map(|number| number.to_le_bytes()));
+    bytes.extend(counts.iter().flat_map(|number| number.to_le_bytes()));
+    bytes.extend(body);
+    bytes
+}
+
+fn longs(numbers: &[u64]) -> Vec<u8> {
+    numbers.iter().flat_map(|n| n.to_le_bytes()).collect()
+}
+
+fn words(numbers: &[u32]) -> Vec<u8> {
+    numbers.iter().flat_map(|n| n.to_le_bytes()).collect()
+}
+
+fn in_buffer(bytes: &[u8]) -> Box<MessageBuffer> {
+    let mut buffer = Box::new(MessageBuffer([0; MAX_MESSAGE]));
+    buffer.0[..bytes.len()].copy_from_slice(bytes);
+    buffer
+}
+
+fn as_version_4(encode: impl FnOnce(&mut MessageBuffer) -> usize) -> Vec<u8> {
+    let mut buffer = in_buffer(&[]);
+    let len = encode(&mut buffer);
+    Version(4).stamp(&mut buffer);
+    buffer.0[..len].to_vec()
+}
+
+fn to_daemon(bytes: &[u8], meaning: &ToDaemon<'_>) {
+    let buffer = in_buffer(bytes);
+    assert_eq!(ToDaemon::decode(&buffer.0[..bytes.len()]).as_ref(), Ok(meaning));
+    let encoded = as_version_4(|buffer| meaning.encode(buffer).expect("it fits"));
+    assert_eq!(encoded, bytes, "{meaning:?}");
+}
+
+fn to_agent(bytes: &[u8], meaning: &ToAgent<'_>) {
+    let buffer = in_buffer(bytes);
+    assert_eq!(ToAgent::decode(&buffer.0[..bytes.len()]).as_ref(), Ok(meaning));
+    let encoded = as_version_4(|buffer| meaning.encode(buffer).expect("it fits"));
+    assert_eq!(encoded, bytes, "{meaning:?}");
+}
+
+const RANGE: PageRun = PageRun { start: 7, len: 9 };
+
+#[test]
+fn what_an_agent_says_is_understood_and_said_alike() {
+    let hello = ToDaemon::Hello(Hello {
+        pid: 17,
+        parent: 16,
+        birth: Birth {
+            ledger: 1,
+            number: 2,
+        },
+        versions: Versions::only(4),
+    });
+    let bytes = message(1, 0, [17, 16, 1 << 32 | 2], [0, 0], &[]);
+    let buffer = in_buffer(&bytes);
+    assert_eq!(ToDaemon::decode(&buffer.0[..bytes.len()]), Ok(hello));
+    to_daemon(&message(2, 0, [0; 3], [0, 0], &[]), &ToDaemon::Query);
+    to_daemon(&message(8, 0, [0; 3], [0, 0], &[]), &ToDaemon::Locate);
+    to_daemon(&message(10, 0, [0; 3], [0, 0], &[]), &ToDaemon::AllSaid);
+    let range = RANGE;
+    to_daemon(
+        &message(3, 0, [7, 9, 0], [0, 0], &[]),
+        &ToDaemon::Register { range },
+    );
+    to_daemon(
+        &message(4, 0, [7, 9, 0], [0, 0], &[]),
+        &ToDaemon::Unregister { range },
+    );
+    to_daemon(
+        &message(11, 0, [1, 0, 0], [0, 0], &[]),
+        &ToDaemon::Mode { merges_any: true },
+    );
+    let report = |report| ToDaemon::Report {
+        order: OrderId(4),
+        report,
+    };
+    let runs = [
+        VisitRun {
+            start: 20,
+            len: 1,
+            state: VisitState::Calm as u32,
+            slot: Slot {
+                arena: ArenaId(0),
+                index: 1,
+            },
+        },
+        VisitRun {
+            start: 21,
+            len: 3,
+            state: VisitState::Merged as u32,
+            slot: Slot {
+                arena: ArenaId(5),
+                index: 6,
+            },
+        },
+    ];
+    let mut body = longs(&[20]);
+    body.extend(words(&[1, 2, 0, 1]));
+    body.extend(longs(&[21]));
+    body.extend(words(&[3, 5, 5, 6]));
+    body.extend([0xab; 16]);
+    to_daemon(
+        &message(5, 4, [25, 2, 0], [2, 1], &body),
+        &report(ReportRef::Visited {
+            end: 25,
+            zero_pages: 2,
+            runs: &runs,
+            digests: &[Digest([0xab; 16])],
+        }),
+    );
+    let outcomes = [OutcomeRun {
+        start: 30,
+        len: 2,
+        outcome: Outcome::Pinned as u32,
+    }];
+    let mut body = longs(&[30]);
+    body.extend(words(&[2, 2]));
+    to_daemon(
+        &message(6, 4, [0; 3], [1, 0], &body),
+        &report(ReportRef::Done {
+            outcomes: &outcomes,
+        }),
+    );
+    to_daemon(
+        &message(7, 4, [99, 0, 0], [0, 0], &[]),
+        &report(ReportRef::Unmerged { end: 99 }),
+    );
+    to_daemon(
+        &message(9, 4, [3, 0, 0], [0, 0], &[]),
+        &report(ReportRef::Counted { zero_pages: 3 }),
+    );
+}
+
+#[test]
+fn what_the_daemon_says_is_understood_and_said_alike() {
+    to_agent(
+        &message(1, 0, [0; 3], [32, 0], &[7; 32]),
+        &ToAgent::Welcome {
+            salt: Salt([7; 32]),
+        },
+    );
+    to_agent(
+        &message(2, 0, [2, 0, 0], [0, 0], &[]),
+        &ToAgent::Refused(RefusalReason::TooMany),
+    );
+    let figures = Figures {
+        rmap_items: 1,
+        zero_pages: 2,
+        merging_pages: 3,
+        profit: -4,
+    };
+    to_agent(
+        &message(3, 0, [0; 3], [1, 0], &longs(&[1, 2, 3, 4_u64.wrapping_neg()])),
+        &ToAgent::Figures(figures),
+    );
+    let device = MountDevice {
+        major: 0,
+        minor: 55,
+        asker: 77,
+    };
+    to_agent(
+        &message(10, 0, [0, 55, 77], [0, 0], &[]),
+        &ToAgent::Mount(device),
+    );
+    let order = |order| ToAgent::Order {
+        id: OrderId(8),
+        order,
+    };
+    let (range, runs) = (RANGE, &[RANGE][..]);
+    to_agent(
+        &message(4, 8, [7, 9, 1 << 32 | 64], [1, 0], &longs(&[7, 9])),
+        &order(OrderRef::Visit {
+            range,
+            limit: 64,
+            skip: runs,
+            nodes: true,
+        }),
+    );
+    to_agent(
+        &message(5, 8, [0; 3], [1, 0], &longs(&[7, 9])),
+        &order(OrderRef::Donate { runs }),
+    );
+    let slots = &[MapRun {
+        start: 7,
+        len: 9,
+        slot: 2,
+    }][..];
+    let mut body = longs(&[7]);
+    body.extend(words(&[9, 2]));
+    let arena = ArenaId(5);
+    to_agent(
+        &message(6, 8, [5, 0, 0], [1, 0], &body),
+        &order(OrderRef::Map { arena, runs: slots }),
+    );
+    to_agent(
+        &message(9, 8, [5, 0, 0], [1, 0], &body),
+        &order(OrderRef::Remap { arena, runs: slots }),
+    );
+    to_agent(
+        &message(7, 8, [0; 3], [1, 0], &longs(&[7, 9])),
+        &order(OrderRef::Zero { runs }),
+    );
+    to_agent(
+        &message(8, 8, [7, 9, 0], [0, 0], &[]),
+        &order(OrderRef::Unmerge { range }),
+    );
+    to_agent(&message(11, 8, [0; 3], [0, 0], &[]), &order(OrderRef::Count));
+    to_agent(
+        &message(12, 8, [0; 3], [1, 0], &longs(&[7, 9])),
+        &order(OrderRef::Split { runs }),
+    );
+}
+
+/// What came with version 5 is nothing that a peer of version 4 may say.
+#[test]
+fn later_kinds_are_not_taken_from_older_peers() {
+    for kind in 12..=14 {
+        let bytes = message(kind, 0, [0; 3], [0, 0], &[]);
+        let buffer = in_buffer(&bytes);
+        assert!(ToDaemon::decode(&buffer.0[..bytes.len()]).is_err(), "{kind}");
+    }
+    for kind in 13..=17 {
+        let bytes = message(kind, 0, [0; 3], [0, 0], &[]);
+        let buffer = in_buffer(&bytes);
+        assert!(ToAgent::decode(&buffer.0[..bytes.len()]).is_err(), "{kind}");
+    }
+}
