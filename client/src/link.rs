@@ -7,16 +7,14 @@ use crate::link_state::LinkState;
 use crate::sys::peer::peer_of;
 use crate::trust;
 use ksm_engine::digest::Salt;
-use ksm_engine::wire::{
-    HANDED_IN, Hello, MessageBuffer, ToAgent, ToDaemon, Version, Versions,
-};
+use ksm_engine::wire::{HANDED_IN, Hello, MessageBuffer, ToAgent, ToDaemon, Version, Versions};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Timespec;
 use rustix::io::{Errno, IoSlice, IoSliceMut};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
-    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg,
-    sendmsg, socket_with, sockopt,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+    connect, recvmsg, sendmsg, socket_with, sockopt,
 };
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

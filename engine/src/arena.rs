@@ -18,7 +18,7 @@ use sys::filler::Filler;
 mod adopt;
 mod sys;
 
-pub use adopt::{Adoptable, NotAdopted, examine, seal_for_good};
+pub use adopt::{Adoptable, NotAdopted, Unfit, examine, seal_for_good};
 
 /// Bytes of an arena.
 const ARENA_BYTES: u64 = ARENA_SLOTS as u64 * PAGE_SIZE as u64;

@@ -46,14 +46,20 @@ fn as_version_4(encode: impl FnOnce(&mut MessageBuffer) -> usize) -> Vec<u8> {
 
 fn to_daemon(bytes: &[u8], meaning: &ToDaemon<'_>) {
     let buffer = in_buffer(bytes);
-    assert_eq!(ToDaemon::decode(&buffer.0[..bytes.len()]).as_ref(), Ok(meaning));
+    assert_eq!(
+        ToDaemon::decode(&buffer.0[..bytes.len()]).as_ref(),
+        Ok(meaning)
+    );
     let encoded = as_version_4(|buffer| meaning.encode(buffer).expect("it fits"));
     assert_eq!(encoded, bytes, "{meaning:?}");
 }
 
 fn to_agent(bytes: &[u8], meaning: &ToAgent<'_>) {
     let buffer = in_buffer(bytes);
-    assert_eq!(ToAgent::decode(&buffer.0[..bytes.len()]).as_ref(), Ok(meaning));
+    assert_eq!(
+        ToAgent::decode(&buffer.0[..bytes.len()]).as_ref(),
+        Ok(meaning)
+    );
     let encoded = as_version_4(|buffer| meaning.encode(buffer).expect("it fits"));
     assert_eq!(encoded, bytes, "{meaning:?}");
 }
@@ -170,7 +176,13 @@ fn what_the_daemon_says_is_understood_and_said_alike() {
         profit: -4,
     };
     to_agent(
-        &message(3, 0, [0; 3], [1, 0], &longs(&[1, 2, 3, 4_u64.wrapping_neg()])),
+        &message(
+            3,
+            0,
+            [0; 3],
+            [1, 0],
+            &longs(&[1, 2, 3, 4_u64.wrapping_neg()]),
+        ),
         &ToAgent::Figures(figures),
     );
     let device = MountDevice {
@@ -224,7 +236,10 @@ fn what_the_daemon_says_is_understood_and_said_alike() {
         &message(8, 8, [7, 9, 0], [0, 0], &[]),
         &order(OrderRef::Unmerge { range }),
     );
-    to_agent(&message(11, 8, [0; 3], [0, 0], &[]), &order(OrderRef::Count));
+    to_agent(
+        &message(11, 8, [0; 3], [0, 0], &[]),
+        &order(OrderRef::Count),
+    );
     to_agent(
         &message(12, 8, [0; 3], [1, 0], &longs(&[7, 9])),
         &order(OrderRef::Split { runs }),
@@ -237,7 +252,10 @@ fn later_kinds_are_not_taken_from_older_peers() {
     for kind in 12..=14 {
         let bytes = message(kind, 0, [0; 3], [0, 0], &[]);
         let buffer = in_buffer(&bytes);
-        assert!(ToDaemon::decode(&buffer.0[..bytes.len()]).is_err(), "{kind}");
+        assert!(
+            ToDaemon::decode(&buffer.0[..bytes.len()]).is_err(),
+            "{kind}"
+        );
     }
     for kind in 13..=17 {
         let bytes = message(kind, 0, [0; 3], [0, 0], &[]);

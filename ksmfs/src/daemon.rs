@@ -18,10 +18,10 @@ mod sys;
 mod talk;
 
 use crate::mailbox::{Inbox, ProcessReply, ReadReply, Request, WriteReply};
+use aside::{Closer, Sealer};
 use ksm_engine::arena::MemfdStore;
 use ksm_engine::engine::{Engine, Extras, Ticket, Written};
 use ksm_engine::knobs::{KsmFile, WriteError};
-use aside::{Closer, Sealer};
 use ksm_engine::process_file::ProcessFile;
 use ksm_engine::wire::{MAX_MESSAGE, MessageBuffer, MountDevice, Versions};
 use outbox::Outbox;
@@ -226,7 +226,9 @@ impl Daemon {
                 self.serve(request);
             }
             for token in std::mem::take(&mut self.scans_wanted) {
-                self.with_peer(token, |daemon, peer| daemon.scan_for(token, peer, &mut buffer));
+                self.with_peer(token, |daemon, peer| {
+                    daemon.scan_for(token, peer, &mut buffer)
+                });
             }
             if let Ok(cpu) = rustix::time::clock_gettime(ClockId::ProcessCPUTime).try_into() {
                 self.engine.set_cpu_time(cpu);

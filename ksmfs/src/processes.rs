@@ -76,7 +76,15 @@ impl fmt::Display for Processes {
         write!(
             f,
             "{:>8} {:>8} {:<16} {:>10} {:>10} {:>8} {:>10} {:>10} {:>10}  NOT MERGED",
-            "PID", "DOMAIN", "COMMAND", "MERGEABLE", "MERGED", "ZERO", "UNSHARED", "VOLATILE", "PROFIT/KiB",
+            "PID",
+            "DOMAIN",
+            "COMMAND",
+            "MERGEABLE",
+            "MERGED",
+            "ZERO",
+            "UNSHARED",
+            "VOLATILE",
+            "PROFIT/KiB",
         )?;
         for process in &self.0 {
             write!(
@@ -98,7 +106,11 @@ impl fmt::Display for Processes {
         }
         if self.would_merge() > 0 {
             let pages = self.would_merge();
-            write!(f, "\ndry run: {pages} pages would be saved ({} KiB)", pages * 4)?;
+            write!(
+                f,
+                "\ndry run: {pages} pages would be saved ({} KiB)",
+                pages * 4
+            )?;
         }
         Ok(())
     }
@@ -125,7 +137,10 @@ mod tests {
         let all = Processes(vec![process]);
         let words = all.to_string();
         assert!(words.contains("  pinned 3, no_maps 2\n"), "{words}");
-        assert!(words.ends_with("7 pages would be saved (28 KiB)"), "{words}");
+        assert!(
+            words.ends_with("7 pages would be saved (28 KiB)"),
+            "{words}"
+        );
         let value = all.to_json();
         assert_eq!(value[0]["volatile"], json!(20));
         assert_eq!(value[0]["not_merged"], json!({"pinned": 3, "no_maps": 2}));

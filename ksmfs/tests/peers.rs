@@ -8,7 +8,9 @@ use ksm_engine::digest::Salt;
 use ksm_engine::knobs::KsmFile;
 use ksm_engine::order::{Order, OrderId, Outcome, OutcomeRun, ReportRef, VisitRun, VisitState};
 use ksm_engine::page::{ArenaId, PAGE_SIZE, PageRun, Slot};
-use ksm_engine::wire::{BUFFER_PAGES, Birth, Hello, MAX_MESSAGE, RefusalReason, ToDaemon, Versions};
+use ksm_engine::wire::{
+    BUFFER_PAGES, Birth, Hello, MAX_MESSAGE, RefusalReason, ToDaemon, Versions,
+};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, Uid};
 use rustix::io::Errno;
 use stage::agent::{Agent, Heard};
@@ -511,7 +513,10 @@ fn arenas_are_taken_over_if_the_kernel_vouches_for_them_and_not_on_a_peers_word(
     tags.sort_unstable();
     assert_eq!(tags, [5, 6]);
     let seals = rustix::fs::fcntl_get_seals(&half_filled).unwrap();
-    assert!(seals.contains(SealFlags::WRITE), "it is sealed for good: {seals:?}");
+    assert!(
+        seals.contains(SealFlags::WRITE),
+        "it is sealed for good: {seals:?}"
+    );
     // Whoever has no descriptor gets the same names for the inodes, and no others.
     let mut child = Agent::join(&daemon.scratch.socket());
     child.hold(&all.map(inode_of));
@@ -521,7 +526,11 @@ fn arenas_are_taken_over_if_the_kernel_vouches_for_them_and_not_on_a_peers_word(
         child.names.len() == 2
     });
     let names = |agent: &Agent| -> std::collections::BTreeSet<_> {
-        agent.names.iter().map(|named| (named.tag, named.arena)).collect()
+        agent
+            .names
+            .iter()
+            .map(|named| (named.tag, named.arena))
+            .collect()
     };
     assert_eq!(names(&child), names(&agent));
     // They are let go when no process turns out to have them mapped. Nothing was ever merged here.

@@ -123,7 +123,9 @@ fn a_process_whose_agent_was_killed_still_hands_in_what_is_mapped() {
             new != "0" && new != old
         });
         until_true("the other agent to have a descriptor", || {
-            agents_of(&[pid]).iter().any(|agent| arenas_held(*agent) > 0)
+            agents_of(&[pid])
+                .iter()
+                .any(|agent| arenas_held(*agent) > 0)
         });
     }
     all_merged(&daemon, 2);
@@ -157,7 +159,9 @@ fn a_forked_child_may_meet_another_daemon_than_its_parent() {
     // Only the child is left of those who had them mapped, and what it was given.
     until_true("the child's agent to have descriptors", || {
         let child = child.as_raw_nonzero().get().unsigned_abs();
-        agents_of(&[child]).iter().any(|agent| arenas_held(*agent) > 0)
+        agents_of(&[child])
+            .iter()
+            .any(|agent| arenas_held(*agent) > 0)
     });
     parents.into_iter().for_each(Worker::kill);
     restart(&mut daemon);

@@ -84,7 +84,9 @@ fn why_pages_did_not_merge_is_counted_for_each_process() {
     daemon.write("smart_scan", "0");
     let workers = [worker(&daemon, 0, 1), worker(&daemon, 0, 1)];
     scan_until(&daemon, "two to be merged", || {
-        workers.iter().all(|worker| of(&daemon, worker).merged == PAGES)
+        workers
+            .iter()
+            .all(|worker| of(&daemon, worker).merged == PAGES)
     });
     // Nobody can map anything any more: pages of the third are seen to be equal, and cannot be merged.
     let mut full = worker(&daemon, 0, 1);
@@ -92,7 +94,10 @@ fn why_pages_did_not_merge_is_counted_for_each_process() {
     scan_until(&daemon, "pages to be held back by maps", || {
         of(&daemon, &full).reasons[Outcome::NoMaps as usize] > 0
     });
-    assert_eq!(of(&daemon, &workers[0]).reasons[Outcome::NoMaps as usize], 0);
+    assert_eq!(
+        of(&daemon, &workers[0]).reasons[Outcome::NoMaps as usize],
+        0
+    );
     full.verify();
 }
 

@@ -37,11 +37,17 @@ impl Kept {
         let Some(own) = known.named(name) else {
             return;
         };
-        let Some(inode) = known.inode_of(own).filter(|inode| known.is_mapped(own, *inode)) else {
+        let Some(inode) = known
+            .inode_of(own)
+            .filter(|inode| known.is_mapped(own, *inode))
+        else {
             return;
         };
         let place = usize::try_from(own.0).unwrap_or(KEPT);
-        let Some(place) = self.arenas.get_mut(..self.most).and_then(|all| all.get_mut(place))
+        let Some(place) = self
+            .arenas
+            .get_mut(..self.most)
+            .and_then(|all| all.get_mut(place))
         else {
             return;
         };
@@ -86,7 +92,10 @@ mod tests {
     #[test]
     fn what_is_mapped_is_kept_and_let_go_with_its_last_page() {
         let mut states = Placed::<States>::new().expect("memory");
-        let run = PageRun { start: 1000, len: 8 };
+        let run = PageRun {
+            start: 1000,
+            len: 8,
+        };
         while states.grow(run).expect("memory").expect("room").is_some() {}
         let memfd = |name: &str| rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC).expect("one");
         let (name, inode) = (ArenaId(70), 42);
@@ -97,7 +106,10 @@ mod tests {
         let merged = PageState {
             flags: Flags::MERGED,
             hash: 0,
-            slot: Slot { arena: own, index: 3 },
+            slot: Slot {
+                arena: own,
+                index: 3,
+            },
         };
         states.set(1001, merged);
         states.set(1002, merged);
@@ -107,7 +119,10 @@ mod tests {
         states.update(1001, |state| state.flags = Flags::BROKEN);
         states.forget(1002);
         kept.let_go(&states.arenas);
-        assert!(kept.get(own, inode).is_some(), "a broken page is in its mapping");
+        assert!(
+            kept.get(own, inode).is_some(),
+            "a broken page is in its mapping"
+        );
         states.recount_arenas();
         assert_eq!(states.arenas.next_mapped(0), Some((own, inode)));
         states.forget(1001);

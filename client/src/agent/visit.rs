@@ -298,9 +298,7 @@ impl Visitor<'_> {
             state.flags &= Flags::SEEN;
         } else if state.flags.contains(Flags::MERGED) {
             // The hash stays: a page that was written with the bytes it had is calm at once, as with ksmd.
-            state
-                .flags
-                .remove(Flags::MERGED | Flags::KNOWN);
+            state.flags.remove(Flags::MERGED | Flags::KNOWN);
             state.flags.insert(Flags::BROKEN);
         }
         if !is.contains(PageIs::PRESENT) {

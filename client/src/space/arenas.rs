@@ -111,7 +111,9 @@ impl ArenaTable {
     pub fn next_mapped(&self, from: u32) -> Option<(ArenaId, u64)> {
         let known = (0..).zip(self.all()).skip(usize::try_from(from).ok()?);
         let mut mapped = known.filter(|(_, known)| known.pages > 0);
-        mapped.next().map(|(own, known)| (ArenaId(own), known.inode))
+        mapped
+            .next()
+            .map(|(own, known)| (ArenaId(own), known.inode))
     }
 
     /// Whether pages of the arena with this number and inode are mapped.
@@ -178,7 +180,11 @@ mod tests {
     fn the_number_of_an_arena_that_is_not_mapped_any_more_is_given_to_another() {
         let mut table = Placed::<ArenaTable>::new().expect("memory");
         let own: Vec<_> = (0..)
-            .map_while(|inode| table.enter(inode, ArenaId(0)).inspect(|own| table.count_in(*own)))
+            .map_while(|inode| {
+                table
+                    .enter(inode, ArenaId(0))
+                    .inspect(|own| table.count_in(*own))
+            })
             .collect();
         assert_eq!(own.len(), ARENAS);
         table.count_out(own[77]);

@@ -53,7 +53,9 @@ impl<S: SlotStore> Engine<S> {
         let percent = u64::from(self.extras.refile_percent);
         let now = self.now;
         let put_together = self.domain_of(item.mm()).arenas.put_together(now);
-        if !put_together && self.refiling.ordered >= percent.saturating_mul(self.refiling.last_scan) / 100 {
+        if !put_together
+            && self.refiling.ordered >= percent.saturating_mul(self.refiling.last_scan) / 100
+        {
             return;
         }
         let rules = self.search_rules();

@@ -19,7 +19,13 @@ impl<S: SlotStore> Engine<S> {
         let sparse: Vec<(DomainId, ArenaId)> = self
             .domains
             .iter()
-            .flat_map(|(id, domain)| domain.arenas.sparse(self.now).into_iter().map(|arena| (*id, arena)))
+            .flat_map(|(id, domain)| {
+                domain
+                    .arenas
+                    .sparse(self.now)
+                    .into_iter()
+                    .map(|arena| (*id, arena))
+            })
             .collect();
         for (domain, arena) in sparse {
             self.retire(domain, arena);

@@ -102,9 +102,7 @@ impl<S: SlotStore> Engine<S> {
     pub fn is_batch_due(&self, now: Duration) -> bool {
         match &self.ksmd {
             Ksmd::Idle => self.can_scan(),
-            Ksmd::Sleeping(sleep) => {
-                (self.is_urgent() || !sleep.lasts_at(now)) && self.can_scan()
-            }
+            Ksmd::Sleeping(sleep) => (self.is_urgent() || !sleep.lasts_at(now)) && self.can_scan(),
             Ksmd::Batch(_) | Ksmd::Unmerging { .. } => false,
         }
     }

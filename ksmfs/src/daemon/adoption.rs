@@ -101,7 +101,10 @@ impl Daemon {
         let found = match examine(descriptor) {
             Ok(found) => found,
             Err(NotAdopted { descriptor, why }) => {
-                log::debug!("a descriptor of domain {} is not taken over: {why}", domain.0);
+                log::debug!(
+                    "a descriptor of domain {} is not taken over: {why}",
+                    domain.0
+                );
                 self.closer.close(descriptor);
                 return false;
             }
@@ -147,7 +150,10 @@ impl Daemon {
     }
 
     fn name_arenas_of(&mut self, domain: DomainId, buffer: &mut MessageBuffer) {
-        for token in self.peers.agents_that(|peer, _| peer.credentials.uid == domain.0) {
+        for token in self
+            .peers
+            .agents_that(|peer, _| peer.credentials.uid == domain.0)
+        {
             self.with_peer(token, |daemon, peer| daemon.name_arenas(peer, buffer));
         }
     }

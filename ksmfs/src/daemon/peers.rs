@@ -1,7 +1,7 @@
 //! The connected peers, and the ways of finding one.
 
-use super::children::Children;
 use super::adoption::Holdings;
+use super::children::Children;
 use super::donation::DonationBuffer;
 use super::identity::Credentials;
 use super::outbox::Outbox;

@@ -8,8 +8,8 @@ use ksm_engine::digest::Salt;
 use ksm_engine::order::{Order, OrderId, OrderRef, ReportRef};
 use ksm_engine::page::{ArenaId, PageRun, Slot};
 use ksm_engine::wire::{
-    Birth, Figures, HANDED_IN, HeldArena, Hello, MAX_MESSAGE, MessageBuffer, MountDevice, NamedArena, RefusalReason,
-    ToAgent, ToDaemon, Versions,
+    Birth, Figures, HANDED_IN, HeldArena, Hello, MAX_MESSAGE, MessageBuffer, MountDevice,
+    NamedArena, RefusalReason, ToAgent, ToDaemon, Versions,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -193,7 +193,9 @@ impl Agent {
                 self.let_go.extend(arenas);
                 return None;
             }
-            ToAgent::Keep { .. } | ToAgent::Processes { .. } | ToAgent::Scanned { .. } => return None,
+            ToAgent::Keep { .. } | ToAgent::Processes { .. } | ToAgent::Scanned { .. } => {
+                return None;
+            }
         })
     }
 

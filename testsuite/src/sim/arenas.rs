@@ -62,9 +62,7 @@ impl Arenas {
     }
 
     pub(crate) fn arena_at(&self, key: Key) -> &Arena {
-        self.arenas
-            .get(&key)
-            .expect("an arena that was never made")
+        self.arenas.get(&key).expect("an arena that was never made")
     }
 
     /// The arena that a daemon calls so.
@@ -78,8 +76,11 @@ impl Arenas {
         if key.0 == daemon && !self.arenas.get(&key)?.released {
             return Some(key.1);
         }
-        let mut own = self.adopted.range((daemon, ArenaId(0))..(daemon + 1, ArenaId(0)));
-        own.find(|(_, adopted)| **adopted == key).map(|((_, name), _)| *name)
+        let mut own = self
+            .adopted
+            .range((daemon, ArenaId(0))..(daemon + 1, ArenaId(0)));
+        own.find(|(_, adopted)| **adopted == key)
+            .map(|((_, name), _)| *name)
     }
 
     /// Arenas that were let go of since this was asked last.

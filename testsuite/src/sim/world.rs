@@ -167,10 +167,11 @@ impl World {
         }
         process.names.clear();
         process.asked.clear();
-        let merged = |(page, what): (&u64, &Page)| {
-            matches!(what, Page::Merged { .. }).then_some(*page)
-        };
-        process.inherited.extend(process.pages.iter().filter_map(merged));
+        let merged =
+            |(page, what): (&u64, &Page)| matches!(what, Page::Merged { .. }).then_some(*page);
+        process
+            .inherited
+            .extend(process.pages.iter().filter_map(merged));
     }
 
     /// The agent of a process dies, and another one takes its place: with the memory, and without descriptors.

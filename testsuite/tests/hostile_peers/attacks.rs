@@ -6,7 +6,9 @@ use ksm_engine::order::{
     DONATION_PAGES, MapRun, Order, OrderId, Outcome, OutcomeRun, ReportRef, VisitRun, VisitState,
 };
 use ksm_engine::page::{ArenaId, Digest, PAGE_SIZE, PageRun, Slot};
-use ksm_engine::wire::{Birth, CHILDREN, Hello, LEDGER_OFFSET, Ledger, RefusalReason, ToDaemon, Versions};
+use ksm_engine::wire::{
+    Birth, CHILDREN, Hello, LEDGER_OFFSET, Ledger, RefusalReason, ToDaemon, Versions,
+};
 use rustix::fs::{FallocateFlags, Mode, OFlags, SealFlags};
 use rustix::io::Errno;
 use std::mem::offset_of;

@@ -51,9 +51,7 @@ impl Worker {
         if uid != 0 {
             testsuite::sys::become_user(uid).map_err(|error| format!("setuid: {error}"))?;
         }
-        let config = Config::default()
-            .socket(socket)
-            .versions(crate::versions());
+        let config = Config::default().socket(socket).versions(crate::versions());
         let client = Client::start(&config).map_err(|e| e.to_string())?;
         let region = client
             .allocate(pages * PAGE_SIZE)
