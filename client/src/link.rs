@@ -32,6 +32,9 @@ const SEND_BUFFER: usize = 192 * 1024;
 /// Descriptors that came with a message.
 pub type Descriptors = [Option<OwnedFd>; MOST_DESCRIPTORS];
 
+/// A message, and what came with it.
+type Received<'b> = (ToAgent<'b>, Descriptors);
+
 /// A connected socket whose other end belongs to root or to this user.
 #[derive(Debug)]
 pub struct Link {
@@ -173,7 +176,7 @@ impl Link {
     fn receive_of_any_version<'b>(
         &self,
         buffer: &'b mut MessageBuffer,
-    ) -> Result<Option<((ToAgent<'b>, Descriptors), Version)>, LinkState> {
+    ) -> Result<Option<(Received<'b>, Version)>, LinkState> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
