@@ -55,6 +55,7 @@ pub fn run(data: &[u8]) {
         refile_percent: if how & 8 == 0 { 0 } else { 40 },
         meet_phases: how & 16 != 0,
         huge_pages_as_ksmd: false,
+        dry_run: false,
     });
     let _ = scene.engine.write(KsmFile::Run, b"1");
     let _ = scene

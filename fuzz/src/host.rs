@@ -16,6 +16,7 @@ pub fn run(data: &[u8]) {
         refile_percent: if how & 64 == 0 { 0 } else { 40 },
         meet_phases: how & 128 != 0,
         huge_pages_as_ksmd: false,
+        dry_run: false,
     });
     for _ in 0..MOST_OPS {
         if bytes.is_empty() {

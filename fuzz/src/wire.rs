@@ -100,6 +100,9 @@ fn keeps_promises_to_daemon(message: &ToDaemon<'_>) {
         | ToDaemon::Query
         | ToDaemon::Locate
         | ToDaemon::AllSaid
+        | ToDaemon::Holds { .. }
+        | ToDaemon::Processes
+        | ToDaemon::Scan
         | ToDaemon::Mode { .. } => {}
     }
 }
