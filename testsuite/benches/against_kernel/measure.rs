@@ -196,10 +196,12 @@ fn holds(apps: &mut Apps) -> io::Result<[f64; 2]> {
 pub fn converge(side: &Side<'_>, expected: Expected) -> io::Result<Vec<(f64, f64)>> {
     let expected = float(expected.sharing + expected.zero);
     let mut curve = Vec::new();
+    // Zero pages of processes that do not take part are counted, too, and stay.
+    let zero = side.count("ksm_zero_pages")?;
     side.set("run", "1")?;
     until("the expected pages to be shared", OFTEN, |elapsed| {
         let part = if expected > 0.0 {
-            float(merged(side)?) / expected
+            float(merged(side, zero)?) / expected
         } else {
             float(side.count("full_scans")?) / float(SCANS_OF_UNIQUE)
         };
@@ -214,15 +216,19 @@ struct Scan {
     time: f64,
 }
 
-fn merged(side: &Side<'_>) -> io::Result<u64> {
-    Ok(side.count("pages_sharing")? + side.count("ksm_zero_pages")?)
+/// Merged pages, without the `zero` pages that there were before.
+fn merged(side: &Side<'_>, zero: u64) -> io::Result<u64> {
+    let zeros = side.count("ksm_zero_pages")?.saturating_sub(zero);
+    Ok(side.count("pages_sharing")? + zeros)
 }
 
 /// Seconds until nothing is merged any more.
 fn unmerge(side: &Side<'_>) -> io::Result<f64> {
     let start = Instant::now();
     side.set("run", "2")?;
-    until("pages to be unmerged", OFTEN, |_| Ok(merged(side)? == 0))?;
+    until("pages to be unmerged", OFTEN, |_| {
+        Ok(side.count("pages_sharing")? == 0)
+    })?;
     let seconds = start.elapsed().as_secs_f64();
     side.set("run", "0")?;
     Ok(seconds)
