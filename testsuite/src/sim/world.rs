@@ -453,7 +453,7 @@ impl World {
         panic!("the scan does not end");
     }
 
-    fn nothing_to_scan(&self) -> bool {
+    pub(super) fn nothing_to_scan(&self) -> bool {
         let scanned = |p: &Process| p.connection.is_some() && !p.mergeable.is_empty();
         self.engine.wake_at().is_none() && !self.processes.iter().any(scanned)
     }
