@@ -510,7 +510,16 @@ fn the_apps_own_userfaultfd_comes_first() {
     assert_eq!(rig.map(&memory, 1, 1, &arena, 1), [Outcome::Claimed]);
     assert_eq!(rig.map(&memory, 2, 2, &arena, 2), [DONE; 2]);
     drop(theirs);
-    assert_eq!(rig.map(&memory, 0, 2, &arena, 0), [DONE; 2]);
+    // A child that a test beside this one forks has it open as well, until it ends.
+    let mut outcomes = rig.map(&memory, 0, 2, &arena, 0);
+    for _ in 0..6000 {
+        if outcomes != [Outcome::Claimed; 2] {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        outcomes = rig.map(&memory, 0, 2, &arena, 0);
+    }
+    assert_eq!(outcomes, [DONE; 2]);
 }
 
 #[test]
