@@ -516,7 +516,7 @@ fn the_apps_own_userfaultfd_comes_first() {
         if outcomes != [Outcome::Claimed; 2] {
             break;
         }
-        std::thread::sleep(std::time::Duration::from_millis(10));
+        std::thread::sleep(Duration::from_millis(10));
         outcomes = rig.map(&memory, 0, 2, &arena, 0);
     }
     assert_eq!(outcomes, [DONE; 2]);

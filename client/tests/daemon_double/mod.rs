@@ -7,7 +7,7 @@ use ksm_engine::digest::Salt;
 use ksm_engine::order::{Order, OrderId, ReportRef, VisitState};
 use ksm_engine::page::{PAGE_SIZE, PageRun};
 use ksm_engine::wire::{
-    BUFFER_PAGES, HANDED_IN, HeldArena, Hello, MessageBuffer, ToAgent, ToDaemon,
+    BUFFER_PAGES, HANDED_IN, HeldArena, Hello, MessageBuffer, ToAgent, ToDaemon, Version,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
@@ -123,6 +123,8 @@ pub struct Peer {
     pub hello: Option<Hello>,
     /// Descriptors of the last message.
     pub descriptors: Vec<OwnedFd>,
+    /// The version of the protocol that it asked for figures in: without a greeting, answers have the same.
+    asked_in: Option<Version>,
     orders: u64,
 }
 
@@ -135,6 +137,7 @@ impl Peer {
             buffer: Box::new(buffer),
             hello: None,
             descriptors: Vec::new(),
+            asked_in: None,
             orders: 0,
         }
     }
@@ -168,6 +171,9 @@ impl Peer {
         match message {
             ToDaemon::Holds { arenas } => assert!(count == 0 || count == arenas.len()),
             _ => assert_eq!(count, 0, "no other message carries descriptors"),
+        }
+        if matches!(message, ToDaemon::Query) {
+            self.asked_in = Version::of(bytes);
         }
         Some(message)
     }
@@ -203,6 +209,9 @@ impl Peer {
     /// Sends a message.
     pub fn send(&mut self, message: &ToAgent<'_>, descriptors: &[BorrowedFd<'_>]) {
         let len = message.encode(&mut self.buffer).expect("it fits");
+        if let Some(version) = self.asked_in {
+            version.stamp(&mut self.buffer);
+        }
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !descriptors.is_empty() {
