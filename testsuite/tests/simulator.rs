@@ -20,6 +20,8 @@ const SEEDS: u64 = 40;
 const STEPS: u64 = 3000;
 /// Steps between two looks at a world that has calmed down.
 const CALM_EVERY: u64 = 400;
+/// Steps of the course that a crash comes between.
+const COURSE: usize = 300;
 /// Scans that are more than enough to move out of all arenas that are hardly used.
 const LONG_CALM: u64 = 50;
 
@@ -131,6 +133,46 @@ fn nothing_goes_wrong_in_random_worlds() {
         assert!(count("map", outcome) > 0, "{outcome:?}");
     }
     assert!(seen.cut_off > 10 && seen.released > 50 && seen.adopted > 50);
+}
+
+/// What crashes: the daemon, an agent, an agent that has done a part of its order and told nobody.
+fn crashes() -> Vec<Vec<Op>> {
+    let dies = |process| Op::AgentDies { process };
+    let in_part = |process, willing| Op::ObeyInPart {
+        process,
+        willing,
+        refusal: Outcome::Failed,
+    };
+    vec![
+        vec![Op::DaemonDies],
+        vec![dies(0)],
+        vec![in_part(0, 2), dies(0)],
+        vec![in_part(1, 1), dies(1)],
+        vec![in_part(2, 3), Op::DaemonDies],
+    ]
+}
+
+/// The same course again and again, each time with a crash after another step.
+#[test]
+fn a_crash_between_any_two_steps_costs_nothing() {
+    let seed = variable("SIM_SEED").unwrap_or(5);
+    let course: Vec<Op> = operations(seed).take(COURSE).collect();
+    for crash in crashes() {
+        for (after, slots) in (0..COURSE).zip(SLOTS.iter().cycle()) {
+            let mut world = World::new(*slots);
+            world.set_extras(extras(seed));
+            for (step, op) in course.iter().enumerate() {
+                world.play(op);
+                if step == after {
+                    crash.iter().for_each(|op| world.play(op));
+                }
+                world.check();
+            }
+            world.calm_down();
+            world.check();
+            world.check_settled();
+        }
+    }
 }
 
 proptest! {

@@ -1,6 +1,6 @@
 //! Sequences at random: likely ones often, absurd ones now and then.
 
-use super::kernel::ATTRIBUTES;
+use super::kernel::{ATTRIBUTES, is_comparable};
 use super::operation::{Caller, FileCall, Operation, PathCall, SLOTS, Step, Target, Value};
 use ksm_engine::knobs::KsmFile;
 use proptest::collection::vec;
@@ -67,10 +67,10 @@ fn open(target: BoxedStrategy<Target>, flags: BoxedStrategy<OFlags>) -> BoxedStr
         .boxed()
 }
 
-/// Knobs and counters. Not those that count since the kernel was started and cannot be reset.
+/// Knobs and counters that can be compared.
 fn file() -> BoxedStrategy<Target> {
     let files = KsmFile::ALL.into_iter();
-    let files = files.filter(|file| !matches!(file, KsmFile::PagesScanned | KsmFile::PagesSkipped));
+    let files = files.filter(|file| is_comparable(*file));
     let (knobs, counters): (Vec<_>, Vec<_>) = files.partition(|file| file.is_writable());
     prop_oneof![5 => select(knobs), 1 => select(counters)]
         .prop_map(Target::File)

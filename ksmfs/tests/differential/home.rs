@@ -1,7 +1,7 @@
 //! Descriptors of all files that stay open: what the files say between sequences, and bringing them back to the
 //! defaults, whatever a sequence did to values, modes and owners.
 
-use super::kernel::ATTRIBUTES;
+use super::kernel::{ATTRIBUTES, is_comparable};
 use super::operation::{Operation, PathCall, Step, Target};
 use super::side::Side;
 use ksm_engine::knobs::KsmFile;
@@ -65,7 +65,7 @@ impl Home {
     pub fn values(&self) -> Vec<(KsmFile, String)> {
         let files = self.files.iter().map(|(file, _)| *file);
         files
-            .filter(|file| !matches!(file, KsmFile::PagesScanned | KsmFile::PagesSkipped))
+            .filter(|file| is_comparable(*file))
             .map(|file| (file, self.value(file)))
             .collect()
     }
