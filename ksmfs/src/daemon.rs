@@ -22,6 +22,7 @@ use aside::{Closer, Sealer};
 use ksm_engine::arena::MemfdStore;
 use ksm_engine::engine::{Engine, Extras, Ticket, Written};
 use ksm_engine::knobs::{KsmFile, WriteError};
+use ksm_engine::page::UserId;
 use ksm_engine::process_file::ProcessFile;
 use ksm_engine::wire::{MAX_MESSAGE, MessageBuffer, MountDevice, Versions};
 use outbox::Outbox;
@@ -92,8 +93,10 @@ pub struct Daemon {
     scanners: HashMap<Ticket, u64>,
     /// Readers that wait for a count.
     readers: Vec<Reader>,
-    /// Until when children that are about to join are waited for.
-    held_until: Option<Duration>,
+    /// Until when children of whom that are about to join are waited for.
+    held: Option<(Duration, UserId)>,
+    /// When time was last noted.
+    noted: Duration,
     /// When to look at the donation buffers that are in use, and whose they are.
     donated: VecDeque<(Duration, u64)>,
     next_ledger: u32,
@@ -168,7 +171,8 @@ impl Daemon {
             scans_wanted: Vec::new(),
             scanners: HashMap::new(),
             readers: Vec::new(),
-            held_until: None,
+            held: None,
+            noted: Duration::ZERO,
             donated: VecDeque::new(),
             next_ledger: 1,
             accept_again: None,
@@ -204,6 +208,7 @@ impl Daemon {
         let mut trimmer = sys::Trimmer::new();
         loop {
             let ready = self.wait(self.patience());
+            self.note_time();
             let posted = ready.contains(&INBOX);
             if posted {
                 self.requests.extend(self.inbox.take());
@@ -220,7 +225,7 @@ impl Daemon {
                 return self.stop();
             }
             self.wait_for_children();
-            while self.held_until.is_none()
+            while self.held.is_none()
                 && let Some(request) = self.requests.pop_front()
             {
                 self.serve(request);
@@ -248,15 +253,30 @@ impl Daemon {
     fn wait_for_children(&mut self) {
         let now = self.started.elapsed();
         let needed = !self.requests.is_empty() || self.engine.is_batch_due(now);
-        self.held_until = if needed {
+        self.held = if needed {
             let agents = self.peers.agents_mut();
             agents
-                .filter_map(|agent| agent.children.expect(&agent.donation, now))
+                .filter(|(user, _)| self.engine.has_patience_with(*user))
+                .filter_map(|(user, agent)| {
+                    let until = agent.children.expect(&agent.donation, now)?;
+                    Some((until, user))
+                })
                 .min()
         } else {
             None
         };
-        self.engine.hold(self.held_until.is_some());
+        self.engine.hold(self.held.is_some());
+    }
+
+    /// The time until now was spent waiting, for an order or for a child.
+    fn note_time(&mut self) {
+        let now = self.started.elapsed();
+        let passed = now.saturating_sub(self.noted);
+        self.noted = now;
+        self.engine.note_time(now);
+        if let Some((_, user)) = self.held {
+            self.engine.charge_waiting(user, passed);
+        }
     }
 
     fn serve(&mut self, request: Request) {
@@ -363,7 +383,7 @@ impl Daemon {
         let due = [
             self.engine.wake_at(),
             self.accept_again,
-            self.held_until,
+            self.held.map(|(until, _)| until),
             self.donated.front().map(|(due, _)| *due),
             count,
         ];
