@@ -7,7 +7,8 @@
 //!
 //! The parts: [`mm`] address spaces and cursor, [`items`] rmap items, [`stable`] and [`unstable`] the trees,
 //! [`arenas`] slots, [`scan`] batches, [`visits`] what they look at, [`visit`] the merge routine, [`merge`] donations and mappings, [`retire`] moving
-//! out of sparse arenas, [`refile`] to fuller dups, [`huge`] parts of huge pages, [`control`] knobs, [`advisor`], [`outbox`] orders.
+//! out of sparse arenas, [`refile`] to fuller dups, [`huge`] parts of huge pages, [`control`] knobs, [`advisor`], [`outbox`] orders,
+//! [`patience`] who is waited for.
 
 mod advisor;
 mod arenas;
@@ -19,6 +20,7 @@ mod items;
 mod merge;
 mod mm;
 mod outbox;
+mod patience;
 mod refile;
 mod retire;
 mod scan;
@@ -31,7 +33,9 @@ mod visits;
 use crate::digest::Salt;
 use crate::knobs::{KsmFile, WriteError};
 use crate::order::{Donation, Order, OrderId, Outcome, ReportRef};
-use crate::page::{ArenaId, Digest, DomainId, MmId, NumaNode, PAGE_SIZE, PageBytes, PageRun};
+use crate::page::{
+    ArenaId, Digest, DomainId, MmId, NumaNode, PAGE_SIZE, PageBytes, PageRun, UserId,
+};
 use crate::store::SlotStore;
 use crate::wire::Figures;
 use arenas::Arenas;
@@ -156,6 +160,7 @@ pub struct Engine<S> {
     /// Room for the bytes of donated pages.
     copies: Vec<PageBytes>,
     outbox: Outbox,
+    patience: patience::Patience,
     requests: VecDeque<control::Request>,
     next_ticket: u64,
     finished: VecDeque<(Ticket, Result<(), WriteError>)>,
@@ -191,6 +196,7 @@ impl<S: SlotStore> Engine<S> {
             plans: BTreeMap::new(),
             copies: Vec::new(),
             outbox: Outbox::default(),
+            patience: patience::Patience::default(),
             requests: VecDeque::new(),
             next_ticket: 0,
             finished: VecDeque::new(),
@@ -221,8 +227,14 @@ impl<S: SlotStore> Engine<S> {
         &self.knobs
     }
 
-    /// A new address space without regions. `None` if there are [`MAX_MMS`] already.
+    /// A new address space without regions, of the user that has the domain's number. `None` if there are [`MAX_MMS`]
+    /// already.
     pub fn add_mm(&mut self, domain: DomainId) -> Option<MmId> {
+        self.add_mm_of(domain, UserId(domain.0))
+    }
+
+    /// A new address space of `user` without regions. `None` if there are [`MAX_MMS`] already.
+    pub fn add_mm_of(&mut self, domain: DomainId, user: UserId) -> Option<MmId> {
         if self.mms.iter().count() >= MAX_MMS as usize {
             return None;
         }
@@ -236,12 +248,15 @@ impl<S: SlotStore> Engine<S> {
             foundings: HashMap::new(),
         });
         self.families += 1;
-        Some(self.mms.add(Mm::new(domain, self.families)))
+        self.patience.joins(user);
+        Some(self.mms.add(Mm::new(domain, user, self.families)))
     }
 
-    /// The new address space of a process that was forked from the one of `parent`.
+    /// The new address space of a process that was forked from the one of `parent`, which is in the same domain and of the
+    /// same user.
     pub fn add_child(&mut self, domain: DomainId, parent: MmId) -> Option<MmId> {
-        let child = self.add_mm(domain)?;
+        let user = self.mms.get(parent).map_or(UserId(domain.0), |mm| mm.user);
+        let child = self.add_mm_of(domain, user)?;
         if let Some(family) = self.mms.get(parent).map(|mm| mm.family)
             && let Some(mm) = self.mms.get_mut(child)
         {
@@ -257,6 +272,7 @@ impl<S: SlotStore> Engine<S> {
         };
         mm.exiting = true;
         mm.zero_pages = 0;
+        self.patience.leaves(mm.user);
         let unused = mm.items.len() == 0;
         self.bereave_nodes(id);
         self.lose_orders(id);
@@ -329,9 +345,10 @@ impl<S: SlotStore> Engine<S> {
                 Err(ReportError::UnknownOrder)
             };
         };
+        self.note_answer(mm, &sent.purpose);
         match (&sent.purpose, report) {
             (
-                Purpose::Visit,
+                Purpose::Visit(_),
                 ReportRef::Visited {
                     end,
                     zero_pages,
@@ -347,7 +364,7 @@ impl<S: SlotStore> Engine<S> {
                 };
                 self.visit_arrived(id, report)?;
             }
-            (Purpose::Visit, ReportRef::Done { .. }) => self.visit_failed(id),
+            (Purpose::Visit(_), ReportRef::Done { .. }) => self.visit_failed(id),
             (Purpose::Donate(nodes), ReportRef::Done { outcomes }) => {
                 self.donation_arrived(mm, nodes, outcomes, donation)?;
             }
@@ -384,9 +401,19 @@ impl<S: SlotStore> Engine<S> {
         Ok(())
     }
 
+    /// What time it is, `now` since any fixed moment, never falling: to be called before reports that have come are taken,
+    /// for it says until when they were waited for.
+    pub fn note_time(&mut self, now: Duration) {
+        let passed = now.saturating_sub(self.now);
+        self.now = self.now.max(now);
+        self.patience.passes(passed);
+        self.charge_for_orders(passed);
+    }
+
     /// Time passes: `now` since any fixed moment, never falling.
     pub fn advance(&mut self, now: Duration) {
-        self.now = self.now.max(now);
+        self.note_time(now);
+        self.set_aside_the_late();
         for mm in self.outbox.overdue(self.now) {
             log::warn!("an agent does not answer: its pages are passed over until it does");
             if let Some(mm) = self.mms.get_mut(mm) {
@@ -406,7 +433,16 @@ impl<S: SlotStore> Engine<S> {
     #[must_use]
     pub fn wake_at(&self) -> Option<Duration> {
         let batch = self.ksmd.wake_at().filter(|_| !self.held);
-        [batch, self.outbox.next_due()].into_iter().flatten().min()
+        let due = self.outbox.next_due();
+        [batch, due, self.patience_ends()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Time that was spent waiting for the agents of each user, ever: in a batch, while nothing else could be done.
+    pub fn waited_for(&self) -> impl Iterator<Item = (UserId, Duration)> {
+        self.patience.waited()
     }
 
     /// The next order to send.

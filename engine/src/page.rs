@@ -88,6 +88,10 @@ pub struct MmId(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DomainId(pub u32);
 
+/// Whose process it is: the uid of the peer. What is counted for a user is counted for him in whatever domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct UserId(pub u32);
+
 /// A NUMA node, as the kernel numbers them. Where pages merge across nodes, everything is on node 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NumaNode(pub u16);

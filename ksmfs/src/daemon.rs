@@ -18,6 +18,7 @@ use crate::mailbox::{Inbox, ProcessReply, ReadReply, Request, WriteReply};
 use ksm_engine::arena::MemfdStore;
 use ksm_engine::engine::{Engine, Extras, Ticket, Written};
 use ksm_engine::knobs::{KsmFile, WriteError};
+use ksm_engine::page::UserId;
 use ksm_engine::process_file::ProcessFile;
 use ksm_engine::wire::{MAX_MESSAGE, MessageBuffer, MountDevice};
 use outbox::Outbox;
@@ -74,8 +75,10 @@ pub struct Daemon {
     writers: HashMap<Ticket, WriteReply>,
     /// Readers that wait for a count.
     readers: Vec<Reader>,
-    /// Until when children that are about to join are waited for.
-    held_until: Option<Duration>,
+    /// Until when children of whom that are about to join are waited for.
+    held: Option<(Duration, UserId)>,
+    /// When time was last noted.
+    noted: Duration,
     /// When to look at the donation buffers that are in use, and whose they are.
     donated: VecDeque<(Duration, u64)>,
     next_ledger: u32,
@@ -142,7 +145,8 @@ impl Daemon {
             requests: VecDeque::new(),
             writers: HashMap::new(),
             readers: Vec::new(),
-            held_until: None,
+            held: None,
+            noted: Duration::ZERO,
             donated: VecDeque::new(),
             next_ledger: 1,
             accept_again: None,
@@ -173,6 +177,7 @@ impl Daemon {
         let mut trimmer = sys::Trimmer::new();
         loop {
             let ready = self.wait(self.patience());
+            self.note_time();
             let posted = ready.contains(&INBOX);
             if posted {
                 self.requests.extend(self.inbox.take());
@@ -189,7 +194,7 @@ impl Daemon {
                 return self.stop();
             }
             self.wait_for_children();
-            while self.held_until.is_none()
+            while self.held.is_none()
                 && let Some(request) = self.requests.pop_front()
             {
                 self.serve(request);
@@ -210,15 +215,30 @@ impl Daemon {
     fn wait_for_children(&mut self) {
         let now = self.started.elapsed();
         let needed = !self.requests.is_empty() || self.engine.is_batch_due(now);
-        self.held_until = if needed {
+        self.held = if needed {
             let agents = self.peers.agents_mut();
             agents
-                .filter_map(|agent| agent.children.expect(&agent.donation, now))
+                .filter(|(user, _)| self.engine.has_patience_with(*user))
+                .filter_map(|(user, agent)| {
+                    let until = agent.children.expect(&agent.donation, now)?;
+                    Some((until, user))
+                })
                 .min()
         } else {
             None
         };
-        self.engine.hold(self.held_until.is_some());
+        self.engine.hold(self.held.is_some());
+    }
+
+    /// The time until now was spent waiting, for an order or for a child.
+    fn note_time(&mut self) {
+        let now = self.started.elapsed();
+        let passed = now.saturating_sub(self.noted);
+        self.noted = now;
+        self.engine.note_time(now);
+        if let Some((_, user)) = self.held {
+            self.engine.charge_waiting(user, passed);
+        }
     }
 
     fn serve(&mut self, request: Request) {
@@ -319,7 +339,7 @@ impl Daemon {
         let due = [
             self.engine.wake_at(),
             self.accept_again,
-            self.held_until,
+            self.held.map(|(until, _)| until),
             self.donated.front().map(|(due, _)| *due),
             count,
         ];

@@ -12,7 +12,7 @@ impl<S: SlotStore> Engine<S> {
     /// Has the zero pages of the mms `of` counted, so that [`Engine::counters`] and [`Engine::figures`] state those that are in
     /// place now.
     pub fn count_zero_pages(&mut self, of: impl Fn(MmId) -> bool) -> Written {
-        let may_have = |mm: &super::Mm| mm.answers() && (mm.zero_pages > 0 || !mm.counted);
+        let may_have = |mm: &super::Mm| self.is_asked(mm) && (mm.zero_pages > 0 || !mm.counted);
         let asked: Vec<MmId> = self
             .mms
             .iter()

@@ -540,7 +540,7 @@ impl<S: SlotStore> Engine<S> {
                     }
                 };
             match sent.purpose {
-                Purpose::Visit => self.visit_lost(id),
+                Purpose::Visit(_) => self.visit_lost(id),
                 Purpose::Donate(nodes) => {
                     for node in nodes {
                         self.give_up(mm, node, Outcome::Lost);

@@ -3,7 +3,7 @@
 use super::huge::HugePages;
 use super::items::ItemTable;
 use crate::order::VISIT_PAGES;
-use crate::page::{DomainId, MmId, PageRun};
+use crate::page::{DomainId, MmId, PageRun, UserId};
 use std::time::Duration;
 
 /// How long an agent that did not answer is given no orders.
@@ -13,6 +13,7 @@ const FORGIVEN_AFTER: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct Mm {
     pub(crate) domain: DomainId,
+    pub(crate) user: UserId,
     /// The same in processes that came from one by forks.
     pub(crate) family: u64,
     /// Mergeable ranges, ascending and disjoint.
@@ -38,9 +39,10 @@ pub(crate) struct Mm {
 }
 
 impl Mm {
-    pub(crate) fn new(domain: DomainId, family: u64) -> Self {
+    pub(crate) fn new(domain: DomainId, user: UserId, family: u64) -> Self {
         Self {
             domain,
+            user,
             family,
             regions: Vec::new(),
             items: ItemTable::default(),
@@ -271,7 +273,7 @@ mod tests {
 
     #[test]
     fn regions_join_and_split() {
-        let mut mm = Mm::new(DomainId(0), 1);
+        let mut mm = Mm::new(DomainId(0), UserId(0), 1);
         mm.add_region(run(10, 10));
         mm.add_region(run(30, 10));
         mm.add_region(run(20, 10));
@@ -286,7 +288,7 @@ mod tests {
 
     #[test]
     fn a_silent_agent_is_tried_again_after_a_while() {
-        let mut mm = Mm::new(DomainId(0), 1);
+        let mut mm = Mm::new(DomainId(0), UserId(0), 1);
         let silent = Duration::from_secs(5);
         mm.silent_since = Some(silent);
         mm.forgive(silent + FORGIVEN_AFTER - Duration::from_millis(1));

@@ -13,7 +13,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 /// What an order that is out was for.
 #[derive(Debug)]
 pub(crate) enum Purpose {
-    Visit,
+    /// The most pages that are to be looked at.
+    Visit(u64),
     /// The node of each page, in the order's order.
     Donate(Vec<NodeId>),
     Map(Vec<PageRun>),
@@ -27,6 +28,22 @@ pub(crate) enum Purpose {
     Count(Ticket),
     /// A remap to another dup of the same chain.
     Refile(Vec<PageRun>),
+}
+
+impl Purpose {
+    /// How many pages it is about, where that says how much work it is.
+    pub(crate) fn pages(&self) -> u64 {
+        match self {
+            Self::Visit(pages) => *pages,
+            Self::Donate(nodes) => nodes.len() as u64,
+            Self::Map(runs)
+            | Self::Zero(runs)
+            | Self::Split(runs)
+            | Self::Remap(runs)
+            | Self::Refile(runs) => runs.iter().map(|run| run.len).sum(),
+            Self::Unmerge(_) | Self::Forget | Self::Count(_) => 0,
+        }
+    }
 }
 
 /// An order that is out.
@@ -125,6 +142,16 @@ impl Outbox {
             .collect();
         late.dedup();
         late
+    }
+
+    /// Who has let an order wait longest.
+    pub(crate) fn oldest(&self) -> Option<MmId> {
+        self.sent.values().next().map(|sent| sent.mm)
+    }
+
+    /// Who has orders to answer.
+    pub(crate) fn asked(&self) -> impl Iterator<Item = MmId> {
+        self.sent.values().map(|sent| sent.mm)
     }
 
     /// When the next order becomes overdue. Orders get the same time, so it is the oldest one.

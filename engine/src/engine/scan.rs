@@ -61,6 +61,11 @@ impl Ksmd {
         }
     }
 
+    /// Whether a batch is under way.
+    pub(crate) fn is_batch(&self) -> bool {
+        matches!(self, Self::Batch(_))
+    }
+
     /// Whether a knob that needs the scan to stand still has to wait.
     pub(crate) fn is_working(&self) -> bool {
         matches!(self, Self::Batch(_) | Self::Unmerging { .. })

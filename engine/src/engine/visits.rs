@@ -143,7 +143,7 @@ impl<S: SlotStore> Engine<S> {
             let rest = self
                 .mms
                 .get(id)
-                .filter(|mm| mm.answers())
+                .filter(|mm| self.is_asked(mm))
                 .and_then(|mm| Some((mm.mergeable_from(page)?, mm.stride)));
             let Some((rest, stride)) = rest else {
                 self.steps.push_back(Step::End(id));
@@ -179,7 +179,7 @@ impl<S: SlotStore> Engine<S> {
 
     /// `None` if the agent takes no orders.
     fn send_visit(&mut self, mm: MmId, range: PageRun, limit: u32) -> Option<OrderId> {
-        let known = self.mms.get(mm).filter(|mm| mm.answers())?;
+        let known = self.mms.get(mm).filter(|mm| self.is_asked(mm))?;
         let skip = match self.knobs.smart_scan {
             true => skip_list(known, range),
             false => Vec::new(),
@@ -190,7 +190,8 @@ impl<S: SlotStore> Engine<S> {
             skip,
             nodes: !self.knobs.merge_across_nodes,
         };
-        Some(self.outbox.send(mm, order, Purpose::Visit, self.now))
+        let pages = range.len.min(limit.into());
+        Some(self.outbox.send(mm, order, Purpose::Visit(pages), self.now))
     }
 
     fn step_of(&mut self, order: OrderId) -> Option<(&mut VisitOutcome, PageRun)> {

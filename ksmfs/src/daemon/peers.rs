@@ -5,7 +5,7 @@ use super::donation::DonationBuffer;
 use super::identity::Credentials;
 use super::outbox::Outbox;
 use super::regions::Regions;
-use ksm_engine::page::MmId;
+use ksm_engine::page::{MmId, UserId};
 use ksm_engine::wire::Birth;
 use rustix::process::Pid;
 use std::collections::HashMap;
@@ -137,12 +137,12 @@ impl Peers {
         self.by_mm.get(&mm).copied()
     }
 
-    /// All agents.
-    pub fn agents_mut(&mut self) -> impl Iterator<Item = &mut Agent> {
+    /// All agents, and whose they are.
+    pub fn agents_mut(&mut self) -> impl Iterator<Item = (UserId, &mut Agent)> {
         self.by_token
             .values_mut()
             .filter_map(|peer| match &mut peer.role {
-                Role::Agent(agent) => Some(&mut **agent),
+                Role::Agent(agent) => Some((UserId(peer.credentials.uid), &mut **agent)),
                 _ => None,
             })
     }

@@ -252,7 +252,7 @@ impl Daemon {
 
     /// Whoever waits for a forked child waits for what the child has registered.
     fn note_joined(&mut self, birth: Birth) {
-        for agent in self.peers.agents_mut() {
+        for (_, agent) in self.peers.agents_mut() {
             if agent.ledger == birth.ledger {
                 agent.children.joined(&agent.donation, birth.number);
             }
