@@ -15,7 +15,7 @@ use crate::sys::uffd::Userfaults;
 use crate::tickets::{Tickets, wait_until};
 use crate::word::{wait, wake_all};
 use ksm_engine::digest::Salt;
-use ksm_engine::wire::{Birth, CHILDREN, GONE};
+use ksm_engine::wire::{Birth, CHILDREN, GONE, Label};
 use rustix::io::Errno;
 use rustix::net::SocketAddrUnix;
 use rustix::process::{Pid, PidfdGetfdFlags, kill_process, pidfd_getfd, pidfd_open};
@@ -38,6 +38,8 @@ pub struct Presence {
     pub space: &'static Space,
     /// Where the daemon may listen.
     pub addresses: [Option<SocketAddrUnix>; 2],
+    /// The domain that is asked for.
+    pub label: Label,
     /// The stack of the steward.
     steward_stack: Stack,
     /// The stack of the agent.
@@ -86,10 +88,12 @@ impl Presence {
     pub fn new(
         space: &'static Space,
         addresses: [Option<SocketAddrUnix>; 2],
+        label: Label,
     ) -> Result<Self, Errno> {
         let new = Self {
             space,
             addresses,
+            label,
             steward_stack: Stack::map(STACK_PAGES)?,
             agent_stack: Stack::map(STACK_PAGES)?,
             desk: Workplace::map()?,

@@ -222,8 +222,10 @@ impl Commission<'_> {
         let Some((message, [arena, _])) = link.receive(incoming)? else {
             return Ok(false);
         };
-        let ToAgent::Order { id, order } = message else {
-            return Err(LinkState::Protocol);
+        let (id, order) = match message {
+            ToAgent::Order { id, order } => (id, order),
+            ToAgent::Refused(reason) => return Err(LinkState::Refused(reason)),
+            _ => return Err(LinkState::Protocol),
         };
         let arena = arena.as_ref().map(AsFd::as_fd);
         let report = agent.handle(&order, arena, report);

@@ -62,6 +62,7 @@ pub fn connect(
         pid: presence.app.load(Ordering::Acquire),
         parent: presence.parent.load(Ordering::Acquire),
         birth: presence.birth(),
+        label: presence.label,
     };
     let mut why = LinkState::NoDaemon(Errno::NOENT);
     for address in presence.addresses.iter().flatten() {

@@ -10,7 +10,7 @@ use ksm_engine::order::{
 };
 use ksm_engine::page::{ArenaId, Digest, PageRun, Slot};
 use ksm_engine::wire::{
-    Birth, Figures, Hello, MAX_MESSAGE, MessageBuffer, MountDevice, RefusalReason, ToAgent,
+    Birth, Figures, Hello, Label, MAX_MESSAGE, MessageBuffer, MountDevice, RefusalReason, ToAgent,
     ToDaemon,
 };
 
@@ -116,6 +116,7 @@ fn the_daemon_survives_damaged_messages() {
             ledger: 1,
             number: 2,
         },
+        label: Label::new("web-1").unwrap(),
     };
     let messages = [
         ToDaemon::Hello(hello),

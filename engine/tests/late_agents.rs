@@ -17,7 +17,7 @@ const LATE: UserId = UserId(2);
 /// Pages of the honest process.
 const PAGES: u64 = 256;
 const HOUR: Duration = Duration::from_secs(3600);
-const TIME: Duration = Duration::from_secs(20);
+const TIME: Duration = Duration::from_secs(10);
 
 struct Nothing;
 

@@ -1,7 +1,9 @@
 //! The command line.
 
 use crate::demo;
-use crate::running::{DEFAULT_PEERS_PER_USER, Options};
+use crate::policy::{Policy, PolicyError};
+use crate::quotas::Quotas;
+use crate::running::Options;
 use clap::{Args, Parser, Subcommand};
 use ksm_engine::engine::Extras;
 use ksm_engine::knobs::KsmFile;
@@ -24,6 +26,9 @@ pub enum Command {
     Mount(MountArgs),
     /// Run a command that finds ksmfs at /sys/kernel/mm/ksm, and whose memory can be merged
     Exec(ExecArgs),
+    /// Look at a file that says which processes may have pages in common
+    #[command(subcommand)]
+    Policy(PolicyCommand),
     /// Show what was merged and saved
     Status(StatusArgs),
     /// Merge this machine's own files in some processes, measure what it saves, check every byte
@@ -31,6 +36,16 @@ pub enum Command {
     /// A worker of the demo
     #[command(hide = true)]
     DemoWorker(DemoWorkerArgs),
+}
+
+/// What to do with a policy.
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// Say whether a daemon would start with it, and what is wrong in which line if not
+    Check {
+        /// The file
+        file: PathBuf,
+    },
 }
 
 /// Arguments of a worker of the demo.
@@ -70,11 +85,26 @@ pub struct DaemonArgs {
     #[arg(long = "set", value_name = "FILE=VALUE", value_parser = parse_setting)]
     pub settings: Vec<(KsmFile, String)>,
     /// Most processes of one user that may join
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_PEERS_PER_USER)]
+    #[arg(long, value_name = "N", default_value_t = Quotas::PEERS)]
     pub max_peers: usize,
+    /// Most separate regions of one user's processes
+    #[arg(long, value_name = "N", default_value_t = Quotas::REGIONS)]
+    pub max_regions: usize,
+    /// Most pages of one user that are kept a record of [default: four times those of this machine]
+    #[arg(long, value_name = "N")]
+    pub max_pages: Option<u64>,
+    /// Most MiB of merged pages in one domain [default: half of this machine's memory]
+    #[arg(long, value_name = "MIB")]
+    pub max_merged: Option<u64>,
+    /// Keep all rights, for debugging
+    #[arg(long)]
+    pub no_sandbox: bool,
     /// Move pages of merged copies with few sharers to fuller ones, at most so many per cent of the pages scanned
     #[arg(long, value_name = "SHARE", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
     pub refile: u8,
+    /// A file that says which processes may have pages in common [default: those of one user]
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
     /// Let equal pages meet that smart_scan looks at in different scans; the kernel never merges some of them
     #[arg(long)]
     pub meet_phases: bool,
@@ -87,7 +117,7 @@ pub struct DaemonArgs {
 #[derive(Debug, Args)]
 pub struct ExecArgs {
     /// Use the daemon that listens here [default: as for `mount`, and one of the command's own if none runs]
-    #[arg(long, value_name = "PATH", conflicts_with_all = ["own", "run", "settings", "max_peers", "refile", "meet_phases", "huge_pages_as_ksmd"])]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["own", "run", "settings", "max_peers", "refile", "meet_phases", "huge_pages_as_ksmd", "policy", "max_regions", "max_pages", "max_merged", "no_sandbox"])]
     pub socket: Option<PathBuf>,
     /// Start a daemon for this command and its children, even if another one runs; so do the options below
     #[arg(long)]
@@ -117,8 +147,11 @@ impl ExecArgs {
     pub fn wants_own_daemon(&self) -> bool {
         let daemon = &self.daemon;
         let preset = daemon.run.is_some() || !daemon.settings.is_empty();
-        let extras = daemon.refile > 0 || daemon.meet_phases || daemon.huge_pages_as_ksmd;
-        self.own || preset || extras || daemon.max_peers != DEFAULT_PEERS_PER_USER
+        let extras = daemon.refile > 0
+            || daemon.meet_phases
+            || daemon.huge_pages_as_ksmd
+            || daemon.policy.is_some();
+        self.own || preset || extras || daemon.quotas() != Quotas::default() || daemon.no_sandbox
     }
 }
 
@@ -134,28 +167,46 @@ pub struct StatusArgs {
 
 impl MountArgs {
     /// The daemon that is asked for, listening at `socket`.
-    #[must_use]
-    pub fn options(&self, socket: PathBuf) -> Options {
+    ///
+    /// # Errors
+    /// When there is no such policy.
+    pub fn options(&self, socket: PathBuf) -> Result<Options, PolicyError> {
         self.daemon.options(self.directory.clone(), socket)
     }
 }
 
 impl DaemonArgs {
+    fn quotas(&self) -> Quotas {
+        let default = Quotas::default();
+        let merged = self.max_merged.map(|mib| mib.saturating_mul(1 << 20));
+        Quotas {
+            peers: self.max_peers,
+            regions: self.max_regions,
+            pages: self.max_pages.unwrap_or(default.pages),
+            merged: merged.unwrap_or(default.merged),
+        }
+    }
+
     /// A daemon with these values.
-    #[must_use]
-    pub fn options(&self, directory: PathBuf, socket: PathBuf) -> Options {
+    ///
+    /// # Errors
+    /// When there is no such policy.
+    pub fn options(&self, directory: PathBuf, socket: PathBuf) -> Result<Options, PolicyError> {
+        let policy = self.policy.as_deref().map(Policy::load).transpose()?;
         let run = self.run.map(|run| (KsmFile::Run, run.to_string()));
-        Options {
+        Ok(Options {
             // Scanning starts with the other values in force.
             knobs: self.settings.iter().cloned().chain(run).collect(),
-            peers_per_user: self.max_peers,
+            quotas: self.quotas(),
+            sandbox: !self.no_sandbox,
             extras: Extras {
                 refile_percent: self.refile,
                 meet_phases: self.meet_phases,
                 huge_pages_as_ksmd: self.huge_pages_as_ksmd,
             },
+            policy: policy.unwrap_or_default(),
             ..Options::new(directory, socket)
-        }
+        })
     }
 }
 
@@ -192,7 +243,7 @@ mod tests {
         let Command::Mount(args) = Cli::parse_from(line).command else {
             panic!("not a mount");
         };
-        let knobs = args.options("/s".into()).knobs;
+        let knobs = args.options("/s".into()).unwrap().knobs;
         let wanted = [(KsmFile::PagesToScan, "7"), (KsmFile::Run, "1")];
         assert_eq!(knobs, wanted.map(|(file, value)| (file, value.to_owned())));
     }
@@ -204,7 +255,7 @@ mod tests {
             let Command::Mount(args) = Cli::parse_from(line).command else {
                 panic!("not a mount");
             };
-            args.options("/s".into()).extras
+            args.options("/s".into()).unwrap().extras
         };
         assert_eq!(extras(&[]), Extras::default());
         let all = Extras {

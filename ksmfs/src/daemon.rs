@@ -5,6 +5,8 @@
 //! peers are heard until they are quiet, then the requests are served.
 
 mod children;
+mod chores;
+mod domains;
 mod donation;
 mod identity;
 mod listener;
@@ -15,6 +17,9 @@ mod sys;
 mod talk;
 
 use crate::mailbox::{Inbox, ProcessReply, ReadReply, Request, WriteReply};
+use crate::policy::Policy;
+use crate::quotas::Quotas;
+use domains::Domains;
 use ksm_engine::arena::MemfdStore;
 use ksm_engine::engine::{Engine, Extras, Ticket, Written};
 use ksm_engine::knobs::{KsmFile, WriteError};
@@ -43,6 +48,8 @@ const ENDED: u64 = 1 << 63;
 
 /// Messages of one peer that are heard before it is the next peer's turn.
 const MESSAGES_PER_TURN: usize = 16;
+/// And of all peers of one user: however many they are, others have their turn.
+const MESSAGES_OF_USER: usize = 256;
 /// How long zero pages are counted before a reader gets the number last known.
 const COUNT_PATIENCE: Duration = Duration::from_millis(500);
 /// Rounds of hearing all peers before a request is served, even if they never fall quiet.
@@ -64,11 +71,12 @@ pub struct Daemon {
     listener: Listener,
     inbox: Inbox,
     peers: Peers,
+    domains: Domains,
     /// `/dev/userfaultfd`, to pass on.
     uffd: Option<OwnedFd>,
     /// Where its files are.
     mount: MountDevice,
-    most_per_user: usize,
+    quotas: Quotas,
     /// Requests that wait for children to join.
     requests: VecDeque<Request>,
     /// Writers that wait for the end of an unmerge.
@@ -113,7 +121,7 @@ impl std::fmt::Debug for Daemon {
 }
 
 impl Daemon {
-    /// A daemon with the kernel's default values, which may have at most `most_per_user` peers of each user.
+    /// A daemon with the kernel's default values, of which each user may have so much.
     ///
     /// # Errors
     /// When the system has no epoll descriptor or no random bytes for it.
@@ -121,7 +129,7 @@ impl Daemon {
         listener: Listener,
         inbox: Inbox,
         uffd: Option<OwnedFd>,
-        most_per_user: usize,
+        quotas: Quotas,
     ) -> Result<Self, Errno> {
         let mut secret = [0; 32];
         let got = rustix::rand::getrandom(&mut secret, rustix::rand::GetRandomFlags::empty())?;
@@ -132,16 +140,19 @@ impl Daemon {
         let token = epoll::EventData::new_u64;
         epoll::add(&epoll, &listener, token(LISTENER), epoll::EventFlags::IN)?;
         epoll::add(&epoll, inbox.wake(), token(INBOX), epoll::EventFlags::IN)?;
+        let mut engine = Engine::new(MemfdStore::new(), secret);
+        engine.set_quotas(quotas.of_engine());
         Ok(Self {
-            engine: Engine::new(MemfdStore::new(), secret),
+            engine,
             started: Instant::now(),
             epoll,
             listener,
             inbox,
             peers: Peers::new(FIRST_PEER),
+            domains: Domains::new(Policy::default()),
             uffd,
             mount: MountDevice::default(),
-            most_per_user,
+            quotas,
             requests: VecDeque::new(),
             writers: HashMap::new(),
             readers: Vec::new(),
@@ -164,6 +175,11 @@ impl Daemon {
     /// Turns on what the kernel does not do.
     pub fn set_extras(&mut self, extras: Extras) {
         self.engine.set_extras(extras);
+    }
+
+    /// Says who may have pages in common. Before the first peer connects.
+    pub fn set_policy(&mut self, policy: Policy) {
+        self.domains = Domains::new(policy);
     }
 
     /// States where its files are, for those who ask.
@@ -378,6 +394,7 @@ impl Daemon {
         {
             self.resume_accepting();
         }
+        let mut heard: HashMap<u32, usize> = HashMap::new();
         for token in ready {
             match *token {
                 LISTENER => self.accept(),
@@ -387,7 +404,8 @@ impl Daemon {
                 }
                 token => self.with_peer(token, |daemon, peer| {
                     peer.outbox.flush(peer.socket.as_fd())?;
-                    daemon.hear_peer(token, peer, buffer)
+                    let heard = heard.entry(peer.credentials.uid).or_default();
+                    daemon.hear_peer(token, peer, buffer, heard)
                 }),
             }
         }
@@ -398,8 +416,14 @@ impl Daemon {
         token: u64,
         peer: &mut Peer,
         buffer: &mut MessageBuffer,
+        heard: &mut usize,
     ) -> Result<(), Parting> {
         for _ in 0..MESSAGES_PER_TURN {
+            // The rest comes with the next turn.
+            if *heard >= MESSAGES_OF_USER {
+                break;
+            }
+            *heard += 1;
             let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC;
             match rustix::net::recv(&peer.socket, &mut buffer.0[..], flags) {
                 Ok((_, 0)) => return Err(Parting::HungUp),
@@ -491,9 +515,9 @@ impl Daemon {
     fn admit(&mut self, socket: OwnedFd) -> Result<(), Errno> {
         let credentials = identity::credentials(socket.as_fd())?;
         let present = self.peers.of_user(credentials.uid);
-        let role = if present < self.most_per_user {
+        let role = if present < self.quotas.peers {
             Role::Unknown
-        } else if present < 2 * self.most_per_user {
+        } else if present < 2 * self.quotas.peers {
             // Hanging up on it before it has said anything would look like a broken daemon.
             Role::Surplus
         } else {

@@ -2,13 +2,15 @@
 #![deny(unsafe_code)]
 
 use clap::Parser;
-use ksmfs::cli::{Cli, Command, MountArgs, StatusArgs};
+use ksmfs::cli::{Cli, Command, MountArgs, PolicyCommand, StatusArgs};
+use ksmfs::policy::Policy;
 use ksmfs::status::Status;
 use ksmfs::{demo, exec};
 use rustix::process::Signal;
 use sd_notify::NotifyState;
 use std::error::Error;
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -25,6 +27,7 @@ fn main() -> ExitCode {
         .init();
     let done = match &cli.command {
         Command::Mount(args) => serve(args),
+        Command::Policy(PolicyCommand::Check { file }) => check_policy(file),
         Command::Status(args) => status(args),
         Command::Exec(args) => return exec::run(args),
         Command::Demo(options) => demo::run(*options).map_err(Into::into),
@@ -50,12 +53,18 @@ fn serve(args: &MountArgs) -> Result<(), Box<dyn Error>> {
     let tell = |state| {
         let _ = sd_notify::notify(&[state]);
     };
-    let options = args.options(socket);
+    let options = args.options(socket)?;
     ksmfs::serve(
         &options,
         || tell(NotifyState::Ready),
         || tell(NotifyState::Stopping),
     )?;
+    Ok(())
+}
+
+fn check_policy(file: &Path) -> Result<(), Box<dyn Error>> {
+    Policy::load(file)?;
+    println!("{}: a daemon would start with it", file.display());
     Ok(())
 }
 

@@ -8,11 +8,12 @@ use ksm_engine::digest::Salt;
 use ksm_engine::knobs::KsmFile;
 use ksm_engine::order::{Order, OrderId, Outcome, OutcomeRun, ReportRef, VisitRun, VisitState};
 use ksm_engine::page::{ArenaId, PAGE_SIZE, PageRun, Slot};
-use ksm_engine::wire::{BUFFER_PAGES, Birth, Hello, MAX_MESSAGE, RefusalReason, ToDaemon};
+use ksm_engine::wire::{BUFFER_PAGES, Birth, Hello, Label, MAX_MESSAGE, RefusalReason, ToDaemon};
+use ksmfs::quotas::Quotas;
 use rustix::io::Errno;
 use stage::agent::{Agent, Heard};
 use stage::{Daemon, Mounted, Scratch, wait_for, write_and_wait};
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::os::fd::AsFd;
 
 const NO_SLOT: Slot = Slot {
@@ -84,6 +85,7 @@ fn a_peer_that_speaks_for_another_process_is_refused() {
         pid: 1_999_999_999,
         parent: 0,
         birth: Birth::default(),
+        label: Label::default(),
     }));
     assert!(matches!(
         agent.hear(),
@@ -95,7 +97,10 @@ fn a_peer_that_speaks_for_another_process_is_refused() {
 #[test]
 fn more_processes_than_allowed_are_refused_and_room_is_given_back() {
     let mounted = Mounted::with(|options| ksmfs::Options {
-        peers_per_user: 2,
+        quotas: Quotas {
+            peers: 2,
+            ..Quotas::default()
+        },
         ..options
     });
     let socket = mounted.scratch.socket();
@@ -106,6 +111,7 @@ fn more_processes_than_allowed_are_refused_and_room_is_given_back() {
             pid: std::process::id(),
             parent: 0,
             birth: Birth::default(),
+            label: Label::default(),
         }));
         agent.hear()
     };
@@ -118,6 +124,51 @@ fn more_processes_than_allowed_are_refused_and_room_is_given_back() {
     wait_for("room for another", || {
         let mut next = Agent::connect(&socket);
         matches!(greet(&mut next), Heard::Welcome)
+    });
+}
+
+/// The quota is the user's, not the process's.
+#[test]
+fn more_regions_than_a_user_may_have_are_refused_with_a_reason() {
+    let mounted = Mounted::with(|options| ksmfs::Options {
+        quotas: Quotas {
+            regions: 10,
+            ..Quotas::default()
+        },
+        ..options
+    });
+    let socket = mounted.scratch.socket();
+    let mut first = Agent::join(&socket);
+    (0..6).for_each(|at| first.register(16 + at * 2, 1));
+    let mut second = Agent::join(&socket);
+    (0..5).for_each(|at| second.register(16 + at * 2, 1));
+    assert!(matches!(
+        second.hear(),
+        Heard::Refused(RefusalReason::Regions)
+    ));
+    assert!(matches!(second.hear(), Heard::HungUp));
+    // Regions that join count as one, and those of who has gone do not count. A write is served after peers were heard.
+    let hear_all =
+        || fs::write(mounted.scratch.mountpoint().join("sleep_millisecs"), "20").unwrap();
+    (0..5).for_each(|at| first.register(17 + at * 2, 1));
+    hear_all();
+    let mut third = Agent::join(&socket);
+    (0..9).for_each(|at| third.register(16 + at * 2, 1));
+    hear_all();
+    assert!(third.hear_would_wait());
+    drop(third);
+    wait_for("room for other regions", || {
+        let mut next = Agent::join(&socket);
+        (0..9).for_each(|at| {
+            next.offer(&ToDaemon::Register {
+                range: PageRun {
+                    start: 16 + at * 2,
+                    len: 1,
+                },
+            });
+        });
+        hear_all();
+        next.hear_would_wait()
     });
 }
 
@@ -143,6 +194,7 @@ fn peers_that_break_the_protocol_are_cut_off_and_nobody_else_notices() {
         pid: std::process::id(),
         parent: 0,
         birth: Birth::default(),
+        label: Label::default(),
     }));
     assert!(matches!(twice.hear(), Heard::HungUp));
 

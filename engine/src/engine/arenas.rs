@@ -49,6 +49,11 @@ impl Arenas {
         open.map_or(0, |arena| arena.slots as usize - arena.nodes.len())
     }
 
+    /// How many there are.
+    pub(crate) fn count(&self) -> u64 {
+        self.arenas.len() as u64
+    }
+
     /// Adds an empty arena and opens it for pages of `numa`, for which none may be open.
     pub(crate) fn add(&mut self, id: ArenaId, slots: u32, numa: Option<NumaNode>) {
         let arena = Arena {

@@ -28,8 +28,10 @@ const ENOUGH: i64 = MOST / 4;
 const MEMORY: i64 = 200_000_000;
 /// Less work than this says nothing.
 const EVIDENCE: i64 = 5_000_000;
-/// On a machine so many times slower than the prices above nobody is late.
-const SLOWEST: i64 = 20;
+/// In so many parts of the prices above is counted how slow a machine is,
+const UNIT: i64 = 16;
+/// and on one that is twenty times slower nobody is late.
+const SLOWEST: i64 = 20 * UNIT;
 
 /// Accounts of all users.
 #[derive(Debug, Default)]
@@ -106,7 +108,7 @@ impl Patience {
         let worth = nanos(PER_ORDER + PER_PAGE.saturating_mul(pages)).min(MOST);
         let slowness = self.slowness_of_others(user);
         if let Some(account) = self.accounts.get_mut(&user) {
-            let back = account.unsettled.min(worth.saturating_mul(slowness));
+            let back = account.unsettled.min(worth * slowness / UNIT);
             account.credit = (account.credit + back).min(MOST);
             account.unsettled = 0;
             account.worth += worth;
@@ -126,7 +128,8 @@ impl Patience {
         if worth < EVIDENCE {
             SLOWEST
         } else {
-            (spent / worth).clamp(1, SLOWEST)
+            // A quarter more: nobody is just like the others.
+            (spent * (UNIT + UNIT / 4) / worth).clamp(UNIT, SLOWEST)
         }
     }
 

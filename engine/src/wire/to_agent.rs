@@ -45,6 +45,32 @@ pub enum RefusalReason {
     TooMany = 2,
     /// The daemon is stopping.
     Stopping = 3,
+    /// The policy keeps the process out.
+    Policy = 4,
+    /// The policy does not let the process have its label.
+    Label = 5,
+    /// Its user has registered too many separate regions.
+    Regions = 6,
+}
+
+impl RefusalReason {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::WrongPid,
+        Self::TooMany,
+        Self::Stopping,
+        Self::Policy,
+        Self::Label,
+        Self::Regions,
+    ];
+
+    /// The reason with this number.
+    #[must_use]
+    pub fn from_number(number: u32) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|reason| *reason as u32 == number)
+    }
 }
 
 /// A message from the daemon to an agent.
@@ -258,12 +284,8 @@ fn arena(header: &Header) -> Result<ArenaId, WireError> {
 }
 
 fn refusal(header: &Header) -> Result<RefusalReason, WireError> {
-    Ok(match number(header.scalars[0])? {
-        1 => RefusalReason::WrongPid,
-        2 => RefusalReason::TooMany,
-        3 => RefusalReason::Stopping,
-        other => return Err(WireError::Number(other)),
-    })
+    let number = number(header.scalars[0])?;
+    RefusalReason::from_number(number).ok_or(WireError::Number(number))
 }
 
 fn map_runs<'a>(header: &Header, body: &'a [u8]) -> Result<&'a [MapRun], WireError> {

@@ -2,6 +2,7 @@
 
 use super::format::{Full, Header, MessageBuffer, WireError};
 use super::format::{array, arrays, bare, check_ascending, check_total, encode, split};
+use super::label::Label;
 use super::ledger::Birth;
 use crate::order::{
     MAX_RUNS, OrderId, Outcome, OutcomeRun, ReportRef, VISIT_PAGES, VisitRun, VisitState,
@@ -17,6 +18,8 @@ pub struct Hello {
     pub parent: u32,
     /// The fork that the app came from.
     pub birth: Birth,
+    /// The domain that it asks to be in.
+    pub label: Label,
 }
 
 /// A message from an agent to the daemon. None carries descriptors.
@@ -74,10 +77,15 @@ impl<'a> ToDaemon<'a> {
     /// When it does not fit.
     pub fn encode(&self, buffer: &mut MessageBuffer) -> Result<usize, Full> {
         match *self {
-            Self::Hello(Hello { pid, parent, birth }) => {
+            Self::Hello(Hello {
+                pid,
+                parent,
+                birth,
+                label,
+            }) => {
                 let birth = u64::from(birth.ledger) << 32 | u64::from(birth.number);
                 let header = Header::new(HELLO).scalars([pid.into(), parent.into(), birth]);
-                encode(buffer, header, NONE, NONE)
+                encode(buffer, header, label.as_bytes(), NONE)
             }
             Self::Query => encode(buffer, Header::new(QUERY), NONE, NONE),
             Self::Locate => encode(buffer, Header::new(LOCATE), NONE, NONE),
@@ -131,7 +139,8 @@ impl<'a> ToDaemon<'a> {
         let order = OrderId(header.order);
         match header.kind {
             HELLO => {
-                bare(header, body)?;
+                let (label, _) = arrays::<u8, u8>(header, body, (Label::LONGEST, 0))?;
+                let label = Label::from_bytes(label).ok_or(WireError::Label)?;
                 let [pid, parent, birth] = header.scalars;
                 let number = |n: u64| u32::try_from(n).map_err(|_| WireError::Number(u32::MAX));
                 Ok(Self::Hello(Hello {
@@ -141,6 +150,7 @@ impl<'a> ToDaemon<'a> {
                         ledger: number(birth >> 32)?,
                         number: number(birth & u64::from(u32::MAX))?,
                     },
+                    label,
                 }))
             }
             QUERY => bare(header, body).map(|()| Self::Query),

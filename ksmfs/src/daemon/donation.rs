@@ -2,8 +2,9 @@
 //!
 //! It stays writable for the peer, who may change it at any time. So it is never mapped here: each page is read once,
 //! with `pread`, into memory of the daemon. That also means that no hole and no lack of memory in it can become a
-//! SIGBUS of the daemon.
+//! SIGBUS of the daemon. Nor is it written to or punched by the engine's thread: the peer can hold its lock.
 
+use super::chores;
 use ksm_engine::order::{DONATION_PAGES, Donation};
 use ksm_engine::page::{PAGE_SIZE, PageBytes};
 use ksm_engine::wire::{BUFFER_PAGES, CHILDREN, LEDGER_OFFSET, Ledger};
@@ -12,12 +13,30 @@ use rustix::io::Errno;
 use std::cell::Cell;
 use std::mem::offset_of;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+/// How long a buffer's memory may take to be given back.
+pub const FREEING: Duration = Duration::from_millis(100);
 
 /// The donation buffer of one peer.
 #[derive(Debug)]
 pub struct DonationBuffer {
-    memfd: OwnedFd,
+    memfd: Arc<OwnedFd>,
     copied: Cell<bool>,
+    tidying: Arc<Tidying>,
+}
+
+/// What is being done to the buffer by somebody else.
+#[derive(Debug, Default)]
+struct Tidying {
+    /// Its memory is being given back.
+    frees: AtomicBool,
+    /// Children are about to be called.
+    calls: AtomicBool,
+    /// Those with lower numbers.
+    called: AtomicU32,
 }
 
 impl DonationBuffer {
@@ -41,8 +60,9 @@ impl DonationBuffer {
             SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL,
         )?;
         Ok(Self {
-            memfd,
+            memfd: Arc::new(memfd),
             copied: Cell::new(false),
+            tidying: Arc::default(),
         })
     }
 
@@ -61,9 +81,18 @@ impl DonationBuffer {
 
     /// Calls the children with lower numbers.
     pub fn call(&self, below: u32) {
-        let at = LEDGER_OFFSET + offset_of!(Ledger, called) as u64;
-        // Without memory for the page they come when they come.
-        let _ = rustix::io::pwrite(&self.memfd, &below.to_ne_bytes(), at);
+        let (memfd, tidying) = (Arc::clone(&self.memfd), Arc::clone(&self.tidying));
+        tidying.called.store(below, Ordering::SeqCst);
+        if tidying.calls.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        chores::later(move || {
+            tidying.calls.store(false, Ordering::SeqCst);
+            let below = tidying.called.load(Ordering::SeqCst).to_ne_bytes();
+            let at = LEDGER_OFFSET + offset_of!(Ledger, called) as u64;
+            // Without memory for the page they come when they come.
+            let _ = rustix::io::pwrite(&memfd, &below, at);
+        });
     }
 
     fn number(&self, offset: usize) -> u32 {
@@ -76,12 +105,23 @@ impl DonationBuffer {
         }
     }
 
-    /// Gives the memory of donated pages back.
-    pub fn free(&self) {
-        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        let bytes = DONATION_PAGES * PAGE_SIZE;
-        // A peer may have forbidden it, by sealing: then it is his memory that stays in use.
-        let _ = rustix::fs::fallocate(&self.memfd, punch, 0, bytes as u64);
+    /// Gives the memory of donated pages back. Waits until that is done, for the next donation may come: but not for a peer
+    /// that does not let it be done; then `false`.
+    pub fn free(&self) -> bool {
+        let (memfd, tidying) = (Arc::clone(&self.memfd), Arc::clone(&self.tidying));
+        if tidying.frees.swap(true, Ordering::AcqRel) {
+            return false;
+        }
+        let (tell, told) = crossbeam_channel::bounded(1);
+        chores::later(move || {
+            let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            let bytes = DONATION_PAGES * PAGE_SIZE;
+            // A peer may have forbidden it, by sealing: then it is his memory that stays in use.
+            let _ = rustix::fs::fallocate(&memfd, punch, 0, bytes as u64);
+            tidying.frees.store(false, Ordering::Release);
+            let _ = tell.send(());
+        });
+        told.recv_timeout(FREEING).is_ok()
     }
 
     /// Whether pages have been copied since this was asked last.

@@ -5,7 +5,7 @@
 //! anything.
 
 use super::children::Children;
-use super::donation::DonationBuffer;
+use super::donation::{DonationBuffer, FREEING};
 use super::identity;
 use super::outbox::SendError;
 use super::peers::{Agent, Peer, Role};
@@ -13,7 +13,7 @@ use super::regions::Regions;
 use super::{Answer, Daemon, ENDED};
 use ksm_engine::engine::{ReportError, Written};
 use ksm_engine::order::{Order, OrderId};
-use ksm_engine::page::{ArenaId, DomainId};
+use ksm_engine::page::{ArenaId, UserId};
 use ksm_engine::wire::{
     Birth, Figures, Hello, MessageBuffer, MountDevice, RefusalReason, ToAgent, ToDaemon, WireError,
 };
@@ -50,9 +50,6 @@ pub enum Parting {
     /// A report breaks the rules.
     #[error("{0}")]
     Report(#[from] ReportError),
-    /// It registered too much.
-    #[error("more than {MOST_REGIONS} regions")]
-    TooManyRegions,
     /// It was refused.
     #[error("refused: {0:?}")]
     Refused(RefusalReason),
@@ -111,15 +108,21 @@ impl Daemon {
                 Ok(())
             }
             (Role::Agent(agent), ToDaemon::Register { range }) => {
+                let had = agent.regions.count();
                 agent.regions.add(range);
-                if agent.regions.count() > MOST_REGIONS {
-                    return Err(Parting::TooManyRegions);
+                let has = agent.regions.count();
+                let all = self.peers.count_regions(peer.credentials.uid, had, has);
+                if has > MOST_REGIONS || all > self.quotas.regions {
+                    return self.refuse(peer, RefusalReason::Regions, buffer);
                 }
                 self.engine.register(agent.mm, range);
                 Ok(())
             }
             (Role::Agent(agent), ToDaemon::Unregister { range }) => {
+                let had = agent.regions.count();
                 agent.regions.remove(range);
+                let has = agent.regions.count();
+                self.peers.count_regions(peer.credentials.uid, had, has);
                 self.engine.unregister(agent.mm, range);
                 Ok(())
             }
@@ -153,13 +156,17 @@ impl Daemon {
         while let Some((_, token)) = self.donated.front().copied().filter(|(due, _)| *due <= now) {
             self.donated.pop_front();
             let mut again = None;
-            self.with_peer(token, |_, peer| {
+            self.with_peer(token, |daemon, peer| {
                 if let Role::Agent(agent) = &mut peer.role
                     && let Some(last) = agent.donated
                 {
                     again = Some(last + BUFFER_REST).filter(|due| *due > now);
                     if again.is_none() {
-                        agent.donation.free();
+                        if !agent.donation.free() {
+                            let user = UserId(peer.credentials.uid);
+                            log::warn!("a process of user {} holds up its buffer", user.0);
+                            daemon.engine.charge_waiting(user, FREEING);
+                        }
                         agent.donated = None;
                     }
                 }
@@ -202,19 +209,24 @@ impl Daemon {
         let Some(app) = identity::app_pid(peer.credentials.pid, hello.pid) else {
             return self.refuse(peer, RefusalReason::WrongPid, buffer);
         };
-        let domain = DomainId(peer.credentials.uid);
+        let uid = peer.credentials.uid;
+        let domain = match self.domains.of_peer(peer.socket.as_fd(), uid, hello.label) {
+            Ok(domain) => domain,
+            Err(reason) => return self.refuse(peer, reason, buffer),
+        };
         let Ok(end) = pidfd_open(app, PidfdFlags::empty()) else {
             return Err(Parting::Ended);
         };
         let ledger = self.next_ledger;
         self.next_ledger = ledger.checked_add(1).unwrap_or(1);
         let donation = DonationBuffer::new(ledger).map_err(Parting::Donation)?;
-        let uid = peer.credentials.uid;
         let parent = self.peers.with_ledger(hello.birth.ledger, uid);
+        // A child may have been moved, or have asked for another label.
+        let parent = parent.filter(|parent| parent.domain == domain);
         let parent = parent.map(|parent| parent.mm);
         let added = match parent {
             Some(parent) => self.engine.add_child(domain, parent),
-            None => self.engine.add_mm(domain),
+            None => self.engine.add_mm_of(domain, UserId(uid)),
         };
         let Some(mm) = added else {
             return self.refuse(peer, RefusalReason::TooMany, buffer);
@@ -225,6 +237,7 @@ impl Daemon {
         let watched = epoll::add(&self.epoll, &end, data, epoll::EventFlags::IN);
         peer.role = Role::Agent(Box::new(Agent {
             mm,
+            domain,
             app,
             donation,
             donated: None,

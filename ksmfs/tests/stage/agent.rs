@@ -8,7 +8,7 @@ use ksm_engine::digest::Salt;
 use ksm_engine::order::{Order, OrderId, OrderRef, ReportRef};
 use ksm_engine::page::{PageRun, Slot};
 use ksm_engine::wire::{
-    Birth, Figures, Hello, MAX_MESSAGE, MessageBuffer, MountDevice, RefusalReason, ToAgent,
+    Birth, Figures, Hello, Label, MAX_MESSAGE, MessageBuffer, MountDevice, RefusalReason, ToAgent,
     ToDaemon,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -63,6 +63,7 @@ impl Agent {
             pid: std::process::id(),
             parent: 0,
             birth: Birth::default(),
+            label: Label::default(),
         }));
         let heard = agent.hear();
         assert!(matches!(heard, Heard::Welcome), "{heard:?}");

@@ -6,7 +6,9 @@ use ksm_engine::order::{
     DONATION_PAGES, MapRun, Order, OrderId, Outcome, OutcomeRun, ReportRef, VisitRun, VisitState,
 };
 use ksm_engine::page::{ArenaId, Digest, PAGE_SIZE, PageRun, Slot};
-use ksm_engine::wire::{Birth, CHILDREN, Hello, LEDGER_OFFSET, Ledger, RefusalReason, ToDaemon};
+use ksm_engine::wire::{
+    Birth, CHILDREN, Hello, LEDGER_OFFSET, Label, Ledger, RefusalReason, ToDaemon,
+};
 use rustix::fs::{FallocateFlags, Mode, OFlags, SealFlags};
 use rustix::io::Errno;
 use std::mem::offset_of;
@@ -289,6 +291,7 @@ fn speaks_for_its_victims() {
                 pid,
                 parent: 0,
                 birth: Birth::default(),
+                label: Label::default(),
             };
             assert!(agent.offer(&ToDaemon::Hello(hello)));
             // The daemon was started by this very process, but is no parent of it.
@@ -417,4 +420,35 @@ fn follow_bumping(field: &Field, agent: &mut Agent, mut bump: impl FnMut()) {
             Some(_) => return,
         }
     }
+}
+
+/// The daemon reads what it donates, and must not wait for it: a file's lock can be held by writing to it from memory that
+/// never comes.
+#[test]
+fn holds_the_lock_of_its_donation_buffer() {
+    withstand(|field| {
+        let Some(mut agent) = field.join() else {
+            return;
+        };
+        let salt = agent.salt.unwrap();
+        let buffer = agent.descriptors[0].as_fd().try_clone_to_owned().unwrap();
+        agent.register(PAGE, 2);
+        let page = [7; PAGE_SIZE];
+        rustix::io::pwrite(&buffer, &page, 0).unwrap();
+        let digests = [salt.digest(&page); 2];
+        let trap = testsuite::sys::Unreadable::map().unwrap();
+        let trap = std::sync::Arc::new(trap);
+        let held = buffer.try_clone().unwrap();
+        let caught = std::sync::Arc::clone(&trap);
+        let holder = std::thread::spawn(move || caught.write_to(&held));
+        follow(field, &mut agent, |agent, id, range| {
+            field.deed();
+            let first = usize::try_from(range.start - PAGE).unwrap();
+            let digests = &digests[first..][..usize::try_from(range.len).unwrap()];
+            let runs = [run(range, VisitState::Calm, NOWHERE)];
+            visited(agent, id, range.end(), &runs, digests)
+        });
+        trap.release();
+        holder.join().unwrap();
+    });
 }

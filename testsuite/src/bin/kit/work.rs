@@ -74,6 +74,7 @@ impl Worker {
                 self.fill(range(start, count)?, |page| (seed << 32) + page as u64 + 1)
             }
             ["verify"] => self.verify(),
+            ["link"] => Ok(self.client.status().link.to_string()),
             ["merged"] => merged_pages().map(|pages| pages.to_string()),
             ["discard", start, count] => {
                 let pages = range(start, count)?;
