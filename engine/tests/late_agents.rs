@@ -246,7 +246,7 @@ fn alone_nobody_is_late() {
     let scanned = world.engine.counters().pages_scanned;
     let scans = world.engine.counters().full_scans;
     assert!(
-        scans >= 4 && scanned / 4 - scans <= 1,
+        scans >= 1 && scanned / 4 - scans <= 1,
         "{scanned} in {scans}"
     );
 }

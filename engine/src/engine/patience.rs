@@ -88,7 +88,8 @@ impl Patience {
         if let Some(account) = self.accounts.get_mut(&user) {
             account.waited += time;
             if hurry {
-                account.credit -= nanos(time);
+                // What a daemon that stood still itself did not notice is nobody's debt.
+                account.credit = (account.credit - nanos(time)).max(-MOST);
                 account.unsettled += nanos(time);
                 account.set_aside |= account.credit < 0;
             }

@@ -219,7 +219,8 @@ impl World {
             }
         }
         self.settle();
-        self.wait(Duration::ZERO);
+        // Nobody whose agents were late owes anything any more.
+        self.wait(Duration::from_secs(120));
         for knob in [
             Knob::Advisor(false),
             Knob::SmartScan(false),

@@ -8,7 +8,7 @@ use super::{Content, Knob, Lie, Mood, Page, Sights};
 use ksm_engine::engine::{Engine, Extras, Ticket, Written};
 use ksm_engine::knobs::{KsmFile, WriteError};
 use ksm_engine::order::{Donation, Order, OrderId, Outcome};
-use ksm_engine::page::{DomainId, PageBytes, PageRun};
+use ksm_engine::page::{DomainId, PageBytes, PageRun, UserId};
 use std::cell::RefCell;
 use std::collections::{HashSet, VecDeque};
 use std::rc::Rc;
@@ -349,6 +349,11 @@ impl World {
                 .is_some_and(|given| self.now >= given + ORDER_PATIENCE);
         }
         self.engine.advance(self.now);
+        for process in &mut self.processes {
+            // What was asked of those whom nobody waits for any more counts as lost.
+            let waited_for = self.engine.has_patience_with(UserId(process.domain.0));
+            process.late |= !waited_for && process.oldest_order().is_some();
+        }
         self.pass_on();
     }
 
