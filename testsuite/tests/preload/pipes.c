@@ -33,9 +33,12 @@ static void written_meanwhile(ssize_t (*splices)(int, const struct iovec *, size
     char *at = map(N), *last = at + LEN - PAGE;
     struct iovec vector = {last, PAGE};
     fill(at, N, 0x31);
+    /* Equal to nothing before it is in the pipe: else it might be merged by then. */
+    fill(last, 1, 0x77);
     check(pipe(ends) == 0);
     check(!first_advised || madvise(at, LEN, 12) == 0);
     check(splices(ends[1], &vector, 1) == PAGE);
+    fill(last, 1, 0x31);
     check(first_advised || madvise(at, LEN, 12) == 0);
     wait_merged(N - 1);
     strcpy(last, "written since");
