@@ -20,7 +20,7 @@ const KIB: u64 = 2048;
 /// for each page.
 const MAPS: usize = PAGES;
 /// Arenas that an agent may still have descriptors of: it closes them when the daemon lets the next one go.
-const KEPT: usize = 4;
+const KEPT: usize = 16;
 const GAUGES: [&str; 8] = [
     "pages_shared",
     "pages_sharing",
