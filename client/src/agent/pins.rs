@@ -8,7 +8,8 @@
 use crate::proc_file::{Path, field, number, open_at};
 use crate::sys::kcmp::same_descriptors;
 use rustix::fd::{AsFd, BorrowedFd};
-use rustix::fs::{CWD, OFlags, RawDir, readlinkat_raw};
+use rustix::fs::{AtFlags, CWD, OFlags, RawDir, readlinkat_raw, statat};
+use rustix::io::Errno;
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
 
@@ -116,18 +117,29 @@ fn tasks_are_harmless(process: BorrowedFd<'_>) -> Option<bool> {
             return None;
         }
         let task = u32::try_from(task).ok()?;
-        if let Some(first) = first
-            && same_descriptors(first, task)?
-        {
-            continue;
+        match task_is_harmless(tasks.as_fd(), entry.file_name(), task, first) {
+            Some(true) => first = first.or(Some(task)),
+            // The thread has ended meanwhile.
+            None if is_gone(tasks.as_fd(), entry.file_name()) => (),
+            harmless => return harmless,
         }
-        let task_dir = open_at(tasks.as_fd(), entry.file_name(), OFlags::DIRECTORY)?;
-        if !descriptors_are_harmless(task_dir.as_fd())? {
-            return Some(false);
-        }
-        first = first.or(Some(task));
     }
     Some(seen > 0)
+}
+
+/// Looks at the descriptors of one thread, if they are not those of the `first`.
+fn task_is_harmless(
+    tasks: BorrowedFd<'_>,
+    name: &CStr,
+    task: u32,
+    first: Option<u32>,
+) -> Option<bool> {
+    if let Some(first) = first
+        && same_descriptors(first, task)?
+    {
+        return Some(true);
+    }
+    descriptors_are_harmless(open_at(tasks, name, OFlags::DIRECTORY)?.as_fd())
 }
 
 fn descriptors_are_harmless(task: BorrowedFd<'_>) -> Option<bool> {
@@ -150,7 +162,7 @@ fn descriptors_are_harmless(task: BorrowedFd<'_>) -> Option<bool> {
         let (target, _) = match readlinkat_raw(&links, name, &mut target[..]) {
             Ok(read) => read,
             // Closed since the directory was read.
-            Err(rustix::io::Errno::NOENT) => continue,
+            Err(Errno::NOENT) => continue,
             Err(_) => return None,
         };
         let target: &[u8] = target;
@@ -161,11 +173,21 @@ fn descriptors_are_harmless(task: BorrowedFd<'_>) -> Option<bool> {
             target.starts_with(b"/dev/") && !FILES_IN_DEV.iter().any(|dir| target.starts_with(dir));
         let is_file = target.starts_with(b"/") && !in_dev;
         // Reads of the daemon's files go right into the reader's memory.
-        if !is_file || is_hidden(target) || opened_direct(infos.as_fd(), name)? {
+        if !is_file || is_hidden(target) {
             return Some(false);
+        }
+        match opened_direct(infos.as_fd(), name) {
+            Some(false) => (),
+            None if is_gone(links.as_fd(), name) => (),
+            direct => return direct.map(|_| false),
         }
     }
     Some(true)
+}
+
+/// Whether what a directory of `/proc` had by this name is no longer there.
+fn is_gone(dir: BorrowedFd<'_>, name: &CStr) -> bool {
+    statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).err() == Some(Errno::NOENT)
 }
 
 /// Whether it is one of the mount's files about a process, which some programs keep open.
