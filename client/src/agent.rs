@@ -6,6 +6,7 @@
 //! bounded: 64 pages at most are held at one time.
 
 pub mod arena;
+pub(crate) mod calm;
 mod count;
 mod donate;
 mod headroom;
@@ -117,6 +118,9 @@ pub struct Agent {
     turn: Turn,
     /// When a visit last found a page broken that was not known to be.
     broken_seen: Option<Instant>,
+    /// Where the last visit began, and how often they have begun anew: roughly, how many scans there were.
+    last_visited: u64,
+    rounds: u64,
 }
 
 impl Agent {
@@ -179,6 +183,8 @@ impl Agent {
             headroom: Headroom::new(maps).map_err(AgentError::of("vm.max_map_count"))?,
             turn: Turn::default(),
             broken_seen: None,
+            last_visited: 0,
+            rounds: 0,
         };
         // Only now, when nothing but `drop` can unmap them: what is entered here and unmapped by an early return may be
         // the app's memory by the time that a dead agent is cleaned up after.
@@ -247,9 +253,11 @@ impl Agent {
                 limit,
                 skip,
                 nodes,
+                brief,
             } => {
+                let how = visit::How { skip, nodes, brief };
                 let end = if ready {
-                    self.visit(range, limit, skip, nodes, out)
+                    self.visit(range, limit, how, out)
                 } else {
                     range.start
                 };
@@ -311,7 +319,7 @@ impl Agent {
 
     /// Makes the merged pages of the range private; returns how far it came.
     fn unmerge(&mut self, range: PageRun) -> u64 {
-        let gear = Some((&self.userfaults.protecting, &self.pagemap));
+        let gear = Some((&self.userfaults, &self.pagemap));
         let mut restorer = Restorer::new(&self.space.journal, gear, self.app);
         let mut from = range.start;
         while from < range.end() {

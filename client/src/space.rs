@@ -22,9 +22,12 @@ pub mod states;
 mod told;
 pub mod treatment;
 
+use crate::agent::calm;
 use crate::sys::guarded::{Guard, Guarded};
+use crate::sys::maps::Maps;
 use crate::sys::memory::{OncePlaced, pages_of, place, place_wiped_on_fork, unmap_of_dead_agent};
 use crate::sys::remap::AppPages;
+use crate::sys::uffd::Userfaults;
 use figures::Counters;
 use journal::Journal;
 use ksm_engine::page::PageRun;
@@ -32,7 +35,7 @@ use notices::{Notice, Notices};
 use pipes::Pipes;
 use regions::{Full, RunTable};
 use rustix::io::Errno;
-use states::{IN_FILE, States};
+use states::{Flags, IN_FILE, PageState, States};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 use told::Told;
@@ -178,8 +181,7 @@ impl Tables {
     fn forget_mappings(&mut self, run: PageRun) {
         let mut rest = run;
         while let Some(page) = self.states.first(rest) {
-            self.states
-                .update(page, |state| state.flags &= states::Flags::SEEN);
+            self.states.update(page, |state| state.flags &= Flags::SEEN);
             rest = PageRun::between(page + 1, run.end());
         }
     }
@@ -192,6 +194,26 @@ impl Tables {
                 state.flags &= IN_FILE;
                 state.hash = 0;
             });
+            rest = PageRun::between(page + 1, run.end());
+        }
+    }
+
+    /// Leaves pages to whoever wants to register them now with a userfaultfd of his own.
+    fn end_tracking(&mut self, userfaults: &Userfaults, run: PageRun) {
+        let mut rest = run;
+        while rest.len > 0 {
+            let mapping = Maps::open().and_then(|maps| maps.at_or_after(rest.start));
+            // Before Linux 6.11 a mapping that cannot be registered, or a hole, keeps what is beside it tracked.
+            let found = mapping.map_or(rest, |mapping| mapping.run);
+            if let Some(part) = found.intersection(rest) {
+                calm::end_tracking(&userfaults.moving, AppPages::vouched_for(part));
+            }
+            rest = PageRun::between(found.end(), run.end());
+        }
+        let mut rest = run;
+        while let Some(page) = self.states.first(rest) {
+            let louder = |state: &mut PageState| state.flags.remove(Flags::QUIET);
+            self.states.update(page, louder);
             rest = PageRun::between(page + 1, run.end());
         }
     }
@@ -244,9 +266,13 @@ pub struct Space {
     sweep: Sweep,
     /// There was a fork, from this process or to it: 0 or 1.
     relatives: AtomicU32,
+    /// The agent may keep memory registered with its userfaultfd: 0 or 1.
+    tracks_writes: AtomicU32,
+    padding: AtomicU32,
 }
 
-/// That digests were reported is still to be forgotten of all pages from here on. Done by the agent, step by step.
+/// What is still to be forgotten of all pages from here on: that digests were reported, or only that pages are quiet. Done by
+/// the agent, step by step.
 #[derive(Debug, FromZeros)]
 #[repr(C)]
 struct Sweep {
@@ -255,6 +281,8 @@ struct Sweep {
     from: AtomicU64,
 }
 
+const SWEEP_KNOWN: u32 = 1;
+const SWEEP_QUIET: u32 = 2;
 /// Pages of one step of a sweep.
 const SWEEP_STEP: u64 = 1 << 15;
 
@@ -370,13 +398,13 @@ impl Space {
         };
         tables.notices.resend_all();
         tables.states.arenas.forget_names();
-        self.start_sweep();
+        self.start_sweep(SWEEP_KNOWN);
         true
     }
 
-    fn start_sweep(&self) {
+    fn start_sweep(&self, kind: u32) {
         self.sweep.from.store(0, Ordering::Relaxed);
-        self.sweep.due.store(1, Ordering::Release);
+        self.sweep.due.fetch_or(kind, Ordering::Release);
     }
 
     /// Finishes a sweep that is due. False if the app is in the way.
@@ -388,6 +416,8 @@ impl Space {
             let Some(mut tables) = self.step(PATIENCE) else {
                 return false;
             };
+            // A fork may have made another one due meanwhile.
+            let due = self.sweep.due.load(Ordering::Relaxed);
             let from = self.sweep.from.load(Ordering::Relaxed);
             let all = PageRun::between(from, ksm_engine::page::PAGE_LIMIT);
             let Some(first) = tables.states.first(all) else {
@@ -397,13 +427,22 @@ impl Space {
             let end = first + SWEEP_STEP;
             let mut rest = PageRun::between(first, end);
             while let Some(page) = tables.states.first(rest) {
-                tables
-                    .states
-                    .update(page, |state| state.flags.remove(states::Flags::KNOWN));
+                tables.states.update(page, |state| sweep_page(due, state));
                 rest = PageRun::between(page + 1, end);
             }
             self.sweep.from.store(end, Ordering::Relaxed);
         }
+    }
+
+    /// Lets the agent track the writes of the app. Whoever allows it sees to it that the agent gives way where the app
+    /// registers memory with a userfaultfd of its own.
+    pub fn track_writes(&self) {
+        self.tracks_writes.store(1, Ordering::Relaxed);
+    }
+
+    /// Whether the agent may.
+    pub fn tracks_writes(&self) -> bool {
+        self.tracks_writes.load(Ordering::Relaxed) != 0
     }
 
     /// Whether pages of this process can have frames that another process has as well.
@@ -415,6 +454,10 @@ impl Space {
     pub fn lock_for_fork(&self) {
         self.relatives.store(1, Ordering::Relaxed);
         std::mem::forget(self.lock());
+        // Frames that were this process's alone are so no more.
+        if self.tracks_writes() {
+            self.start_sweep(SWEEP_QUIET);
+        }
     }
 
     /// After a fork, in the parent.
@@ -431,7 +474,7 @@ impl Space {
         tables.pipes.forget_calls();
         tables.notices.resend_all();
         tables.states.arenas.forget_names();
-        self.start_sweep();
+        self.start_sweep(SWEEP_KNOWN);
         if let Some(told) = self.told.get() {
             told.is_told();
         }
@@ -448,3 +491,10 @@ impl Space {
 /// While it lives the agent holds no page and takes none.
 #[derive(Debug)]
 pub struct HoldOff<'a>(#[expect(dead_code, reason = "held, not looked at")] Guard<'a, Tables>);
+
+fn sweep_page(kind: u32, state: &mut PageState) {
+    state.flags.remove(Flags::QUIET);
+    if kind & SWEEP_KNOWN != 0 {
+        state.flags.remove(Flags::KNOWN);
+    }
+}

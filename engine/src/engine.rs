@@ -311,6 +311,13 @@ impl<S: SlotStore> Engine<S> {
         Some(child)
     }
 
+    /// The agent of `mm` speaks a version of the protocol in which nothing is summed up: it reports on each page.
+    pub fn ask_at_length(&mut self, mm: MmId) {
+        if let Some(mm) = self.mms.get_mut(mm) {
+            mm.sums_up = false;
+        }
+    }
+
     /// The agent of `mm` is gone. Its items are freed when the next scan comes by, as with an exiting process.
     pub fn remove_mm(&mut self, id: MmId) {
         let Some(mm) = self.mms.get_mut(id).filter(|mm| !mm.exiting) else {

@@ -11,8 +11,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Pages the donation buffer holds, and so the most one [`Order::Donate`] asks for.
 pub const DONATION_PAGES: usize = 256;
-/// The most countable pages one [`Order::Visit`] asks for.
+/// The most pages whose digests one report on an [`Order::Visit`] carries, and what an order asks for where many may be new.
 pub const VISIT_PAGES: u32 = 2048;
+/// The most countable pages one [`Order::Visit`] asks for.
+pub const MOST_VISITED: u32 = 1 << 16;
 /// The most runs one order or report carries.
 pub const MAX_RUNS: usize = 3072;
 /// The most pages one order to map, zero or remap carries.
@@ -56,8 +58,8 @@ pub struct VisitRun {
     pub len: u32,
     /// A [`VisitState`] as number, with or without [`FRAME_SHARED`] and [`IN_HUGE_PAGE`].
     pub state: u32,
-    /// For [`VisitState::Merged`]: the slot of the first page; the others follow it. For ordinary pages, if the visit was
-    /// to say nodes: [`Slot::of_node`] of the NUMA node that all of them are on.
+    /// For [`VisitState::Merged`]: the slot of the first page; the others follow it. For [`VisitState::Unchanged`]: see
+    /// there. For ordinary pages, if the visit was to say nodes: [`Slot::of_node`] of the NUMA node that all of them are on.
     pub slot: Slot,
 }
 
@@ -83,6 +85,30 @@ impl VisitRun {
     #[must_use]
     pub fn is_in_huge_page(&self) -> bool {
         self.state & IN_HUGE_PAGE != 0
+    }
+
+    /// Unchanged pages of which `counted` count for the limit.
+    #[must_use]
+    pub fn unchanged(start: u64, len: u32, counted: u32) -> Self {
+        Self {
+            start,
+            len,
+            state: VisitState::Unchanged as u32,
+            slot: Slot {
+                arena: ArenaId(0),
+                index: counted,
+            },
+        }
+    }
+
+    /// How many of the pages count for the limit.
+    #[must_use]
+    pub fn counted(&self) -> u64 {
+        match self.found() {
+            Some(VisitState::Skipped) => 0,
+            Some(VisitState::Unchanged) => self.slot.index.into(),
+            _ => self.len.into(),
+        }
     }
 
     /// Whether another process has the same frames.
@@ -144,6 +170,10 @@ pub enum VisitState {
     Skipped = 7,
     /// Calm, but was merged once and may be pinned since: cannot be merged again safely.
     Unsure = 8,
+    /// Not pages but a range that is as it was last reported: those pages of it that were `Merged`, `Calm` or `CalmKnown`
+    /// still are, and no others are there. The index in the place of a slot says how many of them count: all but
+    /// ordinary ones in the skip list. Only where the order asks for it.
+    Unchanged = 9,
 }
 
 impl VisitState {
@@ -159,6 +189,7 @@ impl VisitState {
             6 => Self::Foreign,
             7 => Self::Skipped,
             8 => Self::Unsure,
+            9 => Self::Unchanged,
             _ => return None,
         })
     }
@@ -229,6 +260,8 @@ pub enum Order {
         skip: Vec<PageRun>,
         /// Whether to say on which NUMA node each page is.
         nodes: bool,
+        /// Whether what is [`VisitState::Unchanged`] may be summed up.
+        brief: bool,
     },
     /// See [`OrderRef::Donate`].
     Donate {
@@ -278,11 +311,13 @@ impl Order {
                 limit,
                 skip,
                 nodes,
+                brief,
             } => OrderRef::Visit {
                 range: *range,
                 limit: *limit,
                 skip,
                 nodes: *nodes,
+                brief: *brief,
             },
             Self::Donate { runs } => OrderRef::Donate { runs },
             Self::Map { arena, runs } => OrderRef::Map {
@@ -316,6 +351,8 @@ pub enum OrderRef<'a> {
         skip: &'a [PageRun],
         /// Whether to say on which NUMA node each ordinary page is: runs then are of one node each.
         nodes: bool,
+        /// Whether what is [`VisitState::Unchanged`] may be summed up.
+        brief: bool,
     },
     /// Copy the bytes of the pages into the donation buffer, in the order given: page k of all runs together goes to
     /// byte offset k * 4096. At most [`DONATION_PAGES`]. The page itself is not touched.

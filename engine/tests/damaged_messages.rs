@@ -93,7 +93,13 @@ fn map_runs() -> [MapRun; 3] {
 #[test]
 fn the_daemon_survives_damaged_messages() {
     let mut encoded = buffer();
-    let runs = [VisitState::Calm, VisitState::Merged, VisitState::Skipped].map(|state| VisitRun {
+    let runs = [
+        VisitState::Calm,
+        VisitState::Merged,
+        VisitState::Skipped,
+        VisitState::Unchanged,
+    ]
+    .map(|state| VisitRun {
         start: 10 * u64::from(state as u32),
         len: 2,
         state: state as u32,
@@ -188,6 +194,7 @@ fn an_agent_survives_damaged_messages() {
             limit: 5,
             skip: &runs,
             nodes: true,
+            brief: true,
         }),
         order(OrderRef::Donate { runs: &runs }),
         order(OrderRef::Map { arena, runs: &map }),

@@ -12,6 +12,9 @@ use ksm_engine::wire::{
     ToDaemon, Version, Versions,
 };
 
+/// Bytes of a header.
+const HEADER: usize = 48;
+
 /// A header of version 4, and what follows it.
 fn message(kind: u16, order: u64, scalars: [u64; 3], counts: [u32; 2], body: &[u8]) -> Vec<u8> {
     let mut bytes = b"ksm\x01\x04\x00".to_vec();
@@ -206,6 +209,7 @@ fn what_the_daemon_says_is_understood_and_said_alike() {
             limit: 64,
             skip: runs,
             nodes: true,
+            brief: false,
         }),
     );
     to_agent(
@@ -244,6 +248,30 @@ fn what_the_daemon_says_is_understood_and_said_alike() {
         &message(12, 8, [0; 3], [1, 0], &longs(&[7, 9])),
         &order(OrderRef::Split { runs }),
     );
+}
+
+/// Brief visits, and long ones, came with version 6.
+#[test]
+fn only_newer_peers_sum_up_and_are_asked_to() {
+    let visit = |version: u16, how: u64| {
+        let mut buffer = in_buffer(&message(4, 8, [7, 9, how], [0, 0], &[]));
+        Version(version).stamp(&mut buffer);
+        ToAgent::decode(&buffer.0[..HEADER]).is_ok()
+    };
+    let unchanged = |version: u16| {
+        let mut body = longs(&[20]);
+        body.extend(words(&[1, VisitState::Unchanged as u32, 0, 1]));
+        let bytes = message(5, 4, [25, 0, 0], [1, 0], &body);
+        let mut buffer = in_buffer(&bytes);
+        Version(version).stamp(&mut buffer);
+        ToDaemon::decode(&buffer.0[..bytes.len()]).is_ok()
+    };
+    for version in 4..=6 {
+        assert!(visit(version, 2048), "{version}");
+        assert_eq!(visit(version, 2049), version == 6, "{version}");
+        assert_eq!(visit(version, 1 << 33 | 64), version == 6, "{version}");
+        assert_eq!(unchanged(version), version == 6, "{version}");
+    }
 }
 
 /// What came with version 5 is nothing that a peer of version 4 may say.

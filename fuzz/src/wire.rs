@@ -2,7 +2,8 @@
 //! message after it was encoded and decoded again.
 
 use ksm_engine::order::{
-    MAP_PAGES, MapRun, OrderRef, Outcome, OutcomeRun, ReportRef, VISIT_PAGES, VisitRun, VisitState,
+    MAP_PAGES, MOST_VISITED, MapRun, OrderRef, Outcome, OutcomeRun, ReportRef, VISIT_PAGES,
+    VisitRun, VisitState,
 };
 use ksm_engine::page::{ARENA_SLOT_LIMIT, PAGE_LIMIT, PageRun};
 use ksm_engine::wire::{MAX_MESSAGE, MessageBuffer, ToAgent, ToDaemon};
@@ -81,7 +82,9 @@ fn keeps_promises_to_daemon(message: &ToDaemon<'_>) {
                 };
                 let calm = pages(|state| state == VisitState::Calm);
                 assert_eq!(calm, digests.len() as u64);
-                assert!(pages(|state| state != VisitState::Skipped) <= VISIT_PAGES.into());
+                assert!(calm <= VISIT_PAGES.into());
+                let counted: u64 = runs.iter().map(VisitRun::counted).sum();
+                assert!(counted <= MOST_VISITED.into());
                 for run in runs {
                     if run.found() == Some(VisitState::Merged) {
                         has_slots(run.slot.index, run.len);
@@ -125,7 +128,7 @@ fn keeps_promises_to_agent(message: &ToAgent<'_>) {
         } => {
             is_in_memory(range);
             are_ascending(skip.iter().copied());
-            assert!(limit <= VISIT_PAGES);
+            assert!(limit <= MOST_VISITED);
         }
         OrderRef::Donate { runs } | OrderRef::Zero { runs } | OrderRef::Split { runs } => {
             runs.iter().copied().for_each(is_in_memory);

@@ -53,7 +53,7 @@ pub fn client() -> Result<Client, Errno> {
         None => {
             // Before the client makes a thread.
             divert_own_calls();
-            Client::start(&Config::default()).map_err(|_| Errno::AGAIN)
+            Client::start(&Config::default().track_writes()).map_err(|_| Errno::AGAIN)
         }
     }
 }

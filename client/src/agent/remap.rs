@@ -190,7 +190,7 @@ impl Agent {
             // There is another reason why it could not be moved.
             return outcomes.fill(Outcome::Unsuitable);
         }
-        let held = WritersHeld::take(&self.userfaults.protecting, &self.space.journal, pages);
+        let held = WritersHeld::take(&self.userfaults, &self.space.journal, pages);
         let _held = match held {
             Ok(held) => held,
             Err(Errno::BUSY) => return outcomes.fill(Outcome::Claimed),

@@ -76,6 +76,24 @@ impl ReportBuffer {
         }
     }
 
+    /// Adds pages that are as they were last reported.
+    pub(super) fn unchanged(&mut self, run: PageRun, counted: u32) {
+        let Ok(len) = u32::try_from(run.len) else {
+            return;
+        };
+        let last = self.visit_count.checked_sub(1);
+        if let Some(last) = last.and_then(|last| self.visits.get_mut(last))
+            && last.found() == Some(VisitState::Unchanged)
+            && last.pages().end() == run.start
+        {
+            last.len += len;
+            last.slot.index += counted;
+        } else if let Some(next) = self.visits.get_mut(self.visit_count) {
+            *next = VisitRun::unchanged(run.start, len, counted);
+            self.visit_count += 1;
+        }
+    }
+
     pub(super) fn digest(&mut self, digest: Digest) {
         if let Some(next) = self.digests.get_mut(self.digest_count) {
             *next = digest;

@@ -3,9 +3,10 @@
 //! The page tables say what a page is before it is touched; only ordinary pages that are not in the skip list are read, 64 at a time,
 //! into a buffer of ours. Whatever the app does meanwhile, a hash and a digest are of the same bytes.
 
+use super::calm::{CHUNK, Tracker};
 use super::report::ReportBuffer;
 use super::{Agent, STEP_PAGES, bits, is_zero, pins, quick_hash};
-use crate::space::states::{Flags, PageState};
+use crate::space::states::{Flags, IN_FILE, PageState};
 use crate::space::{PATIENCE, Tables};
 use crate::sys::maps::Maps;
 use crate::sys::memory::OwnPages;
@@ -20,6 +21,17 @@ use std::time::Instant;
 /// Pages of address space that one step looks at, most of them holes.
 const WINDOW: u64 = 1 << 14;
 
+/// How a visit is to be made.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct How<'a> {
+    /// Pages not to read.
+    pub(super) skip: &'a [PageRun],
+    /// Whether to say on which NUMA node each page is.
+    pub(super) nodes: bool,
+    /// Whether what has not changed may be summed up.
+    pub(super) brief: bool,
+}
+
 /// Where a step stopped.
 struct Stop {
     page: u64,
@@ -33,10 +45,20 @@ impl Agent {
         &mut self,
         range: PageRun,
         limit: u32,
-        skip: &[PageRun],
-        nodes: bool,
+        How { skip, nodes, brief }: How<'_>,
         out: &mut ReportBuffer,
     ) -> u64 {
+        let tracks = self.space.tracks_writes() && !nodes;
+        self.rounds += u64::from(range.start <= self.last_visited);
+        self.last_visited = range.start;
+        let tracker = tracks.then_some(Tracker {
+            pagemap: &self.pagemap,
+            uffd: &self.userfaults.moving,
+            skip,
+            round: self.rounds,
+            may_split: self.headroom.allows_run(STEP_PAGES),
+        });
+        let (mut look_to, mut protected_to) = (range.start, range.start);
         let mut visitor = Visitor {
             salt: self.salt,
             reading: self.reading,
@@ -53,6 +75,8 @@ impl Agent {
                 .then_some((&self.pagemap, &self.memory)),
             shared_now: false,
             huge_now: false,
+            tracks: false,
+            trusts: false,
             out,
         };
         let mut at = range.start;
@@ -63,11 +87,40 @@ impl Agent {
             let Some(region) = tables.registered(PageRun::between(at, range.end())) else {
                 return range.end();
             };
+            if let Some(tracker) = &tracker {
+                let rest = region.run();
+                if brief && rest.start >= look_to {
+                    let passed = tracker.pass(&tables, rest, visitor.left, visitor.out);
+                    (at, look_to) = (passed.end, passed.look_to);
+                    visitor.left -= passed.counted;
+                    if at > rest.start {
+                        if visitor.left == 0 || !visitor.out.has_room() {
+                            break;
+                        }
+                        continue;
+                    }
+                }
+                if rest.start >= protected_to {
+                    let known = tables.states.first(PageRun {
+                        len: WINDOW,
+                        ..rest
+                    });
+                    // Where nothing is known there is nothing to protect.
+                    let chunk = known.map_or(rest.start + WINDOW, |page| page / CHUNK * CHUNK);
+                    protected_to = chunk.max(rest.start / CHUNK * CHUNK + CHUNK);
+                    visitor.tracks = tracker.protect(&tables, region, rest.start);
+                    visitor.trusts = visitor.tracks && !tracker.is_due(rest.start);
+                }
+            }
             let region = region.run();
-            let window = PageRun {
+            let mut window = PageRun {
                 start: region.start,
                 len: region.len.min(WINDOW),
             };
+            if tracker.is_some() {
+                // What is looked at has been protected before.
+                window.len = window.len.min(protected_to - window.start);
+            }
             let most = u64::from(visitor.left).clamp(1, STEP_PAGES as u64);
             let Ok(found) = self.pagemap.scan(window, most) else {
                 at = window.end();
@@ -103,6 +156,10 @@ struct Visitor<'a> {
     shared_now: bool,
     /// It is part of a huge page.
     huge_now: bool,
+    /// If a page is protected, it is so by us.
+    tracks: bool,
+    /// Pages that are known to be protected need not be read.
+    trusts: bool,
     out: &'a mut ReportBuffer,
 }
 
@@ -124,7 +181,7 @@ impl Visitor<'_> {
         found: &Found,
         window: PageRun,
     ) -> Stop {
-        let read = self.read(buffer, found);
+        let read = self.read(tables, buffer, found);
         let mut bytes = read
             .pages
             .iter()
@@ -143,7 +200,7 @@ impl Visitor<'_> {
             }
             self.huge_now = is.contains(PageIs::HUGE);
             for page in run.start..run.end() {
-                let is_read = is_ordinary(is) && !self.is_skipped(page);
+                let is_read = self.is_to_be_read(tables, page, is);
                 let (read, shared) = match is_read {
                     true => bytes.next().unwrap_or((None, false)),
                     false => (None, false),
@@ -166,7 +223,7 @@ impl Visitor<'_> {
     }
 
     /// Copies the ordinary pages that are not skipped.
-    fn read(&self, buffer: &mut OwnPages, found: &Found) -> ToRead {
+    fn read(&self, tables: &Tables, buffer: &mut OwnPages, found: &Found) -> ToRead {
         let mut read = ToRead {
             pages: [0; STEP_PAGES],
             count: 0,
@@ -174,11 +231,11 @@ impl Visitor<'_> {
             shared: 0,
             nodes: [NumaNode(0); STEP_PAGES],
         };
-        let ordinary = found.runs().filter(|(_, is)| is_ordinary(*is));
-        let wanted = ordinary
-            .flat_map(|(run, _)| run.start..run.end())
-            .filter(|page| !self.is_skipped(*page));
-        for (place, page) in read.pages.iter_mut().zip(wanted) {
+        let wanted = found
+            .runs()
+            .flat_map(|(run, is)| (run.start..run.end()).map(move |page| (page, is)))
+            .filter(|(page, is)| self.is_to_be_read(tables, *page, *is));
+        for (place, (page, _)) in read.pages.iter_mut().zip(wanted) {
             *place = page;
             read.count += 1;
         }
@@ -221,6 +278,17 @@ impl Visitor<'_> {
         read
     }
 
+    fn is_to_be_read(&self, tables: &Tables, page: u64, is: PageIs) -> bool {
+        is_ordinary(is) && !self.is_skipped(page) && !self.is_unwritten(tables, page, is)
+    }
+
+    /// Whether an ordinary page has the bytes that it had when it was last read.
+    fn is_unwritten(&self, tables: &Tables, page: u64, is: PageIs) -> bool {
+        let as_read = Flags::KNOWN | Flags::QUIET;
+        let state = || tables.states.get(page).flags;
+        self.trusts && is.is_intact() && state() & (as_read | IN_FILE) == as_read
+    }
+
     fn is_skipped(&self, page: u64) -> bool {
         let index = self.skip.partition_point(|run| run.end() <= page);
         self.skip.get(index).is_some_and(|run| run.contains(page))
@@ -244,14 +312,14 @@ impl Visitor<'_> {
                 return Some(Stop { page, full: true });
             }
             let state = tables.states.get(page);
-            self.at_its_slot(tables, page, state);
+            self.at_its_slot(tables, page, state, PageIs::empty());
             rest = PageRun::between(page + 1, run.end());
         }
         None
     }
 
     /// A page that is not private: if its mapping is ours it shows its slot, also if it was broken and then discarded.
-    fn at_its_slot(&mut self, tables: &mut Tables, page: u64, mut state: PageState) {
+    fn at_its_slot(&mut self, tables: &mut Tables, page: u64, mut state: PageState, is: PageIs) {
         if !state.flags.intersects(Flags::MERGED | Flags::BROKEN) {
             tables.states.forget(page);
             return;
@@ -263,13 +331,19 @@ impl Visitor<'_> {
             tables.states.set(page, state);
         }
         self.left -= 1;
-        match tables.states.arenas.name_of(state.slot.arena) {
+        let name = tables.states.arenas.name_of(state.slot.arena);
+        match name {
             Some(arena) => {
                 let index = state.slot.index;
                 let slot = Some(Slot { arena, index });
                 self.out.visit(page, VisitState::Merged, slot);
             }
             None => self.out.visit(page, VisitState::Foreign, None),
+        }
+        let quiet = name.is_some() && is.is_intact() && self.tracks;
+        if state.flags.contains(Flags::QUIET) != quiet {
+            state.flags.set(Flags::QUIET, quiet);
+            tables.states.set(page, state);
         }
     }
 
@@ -287,8 +361,8 @@ impl Visitor<'_> {
             }
             return;
         }
-        if is.contains(PageIs::FILE) {
-            self.at_its_slot(tables, page, state);
+        if is.contains(PageIs::FILE) || is_marker(state.flags, is) {
+            self.at_its_slot(tables, page, state, is);
             return;
         }
         state.flags.remove(Flags::ZEROED);
@@ -298,13 +372,23 @@ impl Visitor<'_> {
             state.flags &= Flags::SEEN;
         } else if state.flags.contains(Flags::MERGED) {
             // The hash stays: a page that was written with the bytes it had is calm at once, as with ksmd.
-            state.flags.remove(Flags::MERGED | Flags::KNOWN);
+            state
+                .flags
+                .remove(Flags::MERGED | Flags::KNOWN | Flags::QUIET);
             state.flags.insert(Flags::BROKEN);
         }
         if !is.contains(PageIs::PRESENT) {
+            // It is not reported.
+            state.flags.remove(Flags::QUIET);
             tables.states.set(page, state);
+        } else if self.is_unwritten(tables, page, is) && !self.is_skipped(page) {
+            self.report(page, VisitState::CalmKnown, NumaNode(0));
         } else if let Some((bytes, node)) = read {
             let found = self.ordinary(&mut state, bytes);
+            let quiet = found == VisitState::CalmKnown && is.is_intact() && self.tracks;
+            let alone = !self.shared_now && !self.huge_now;
+            let quiet = quiet && alone && !state.flags.contains(Flags::BROKEN);
+            state.flags.set(Flags::QUIET, quiet);
             self.report(page, found, node);
             tables.states.set(page, state);
         } else {
@@ -349,6 +433,13 @@ impl Visitor<'_> {
         let app = self.app;
         !*self.pins.get_or_insert_with(|| pins::are_possible(app))
     }
+}
+
+/// What the kernel leaves of a page of a file when it takes the frame from under a protected page. It looks like a page in swap,
+/// but a page that was never written is nowhere but in its file.
+fn is_marker(flags: Flags, is: PageIs) -> bool {
+    let quiet = Flags::MERGED | Flags::QUIET;
+    is.is_intact() && !is.contains(PageIs::PRESENT) && flags.contains(quiet)
 }
 
 fn is_ordinary(is: PageIs) -> bool {

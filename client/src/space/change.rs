@@ -51,9 +51,7 @@ impl Space {
         userfaults: Option<&Userfaults>,
     ) -> Result<Change<'_>, Errno> {
         let pagemap = Pagemap::open().ok();
-        let gear = userfaults
-            .map(|both| &both.protecting)
-            .zip(pagemap.as_ref());
+        let gear = userfaults.zip(pagemap.as_ref());
         // Most of it in steps that let others in between.
         self.unmerge(run, gear).map_err(|_| Errno::NOMEM)?;
         let mut change = self.change();
@@ -170,6 +168,11 @@ impl Change<'_> {
     /// Pages may be in a pipe, and nobody knows which: from now on none of this process merges.
     pub fn lose_splices(&mut self) {
         self.tables.lose_splices();
+    }
+
+    /// Leaves pages to a userfaultfd of the app's own.
+    pub fn end_tracking(&mut self, userfaults: &Userfaults, run: PageRun) {
+        self.tables.end_tracking(userfaults, run);
     }
 
     /// Whether this change is the first one that the daemon has yet to be told of.

@@ -8,7 +8,7 @@ use super::{Space, Tables};
 use crate::sys::maps::{Mapping, Maps};
 use crate::sys::pagemap::Pagemap;
 use crate::sys::remap::{self, AppPages, Replacement};
-use crate::sys::uffd::{Uffd, Userfaults};
+use crate::sys::uffd::Userfaults;
 use ksm_engine::page::PageRun;
 use rustix::io::Errno;
 
@@ -57,15 +57,16 @@ impl Space {
             return Ok(());
         };
         let pagemap = Pagemap::open().ok();
-        let gear = userfaults
-            .map(|both| &both.protecting)
-            .zip(pagemap.as_ref());
+        let gear = userfaults.zip(pagemap.as_ref());
         self.unmerge(run, gear)?;
         let mut tables = self.lock();
         tables.remove_region(run);
         // The agent may have merged pages between the last step and this lock.
         let done = Restorer::new(&self.journal, gear, process_id()).restore_all(&mut tables, run);
         tables.forget_visits(run);
+        if let Some(userfaults) = userfaults.filter(|_| self.tracks_writes()) {
+            tables.end_tracking(userfaults, run);
+        }
         drop(tables);
         done.map_err(|RestoreError { end }| {
             // What was registered is so again, as far as there is room for it.
@@ -78,7 +79,7 @@ impl Space {
     pub(super) fn unmerge(
         &self,
         run: PageRun,
-        gear: Option<(&Uffd, &Pagemap)>,
+        gear: Option<(&Userfaults, &Pagemap)>,
     ) -> Result<(), UnregisterError> {
         let mut restorer = Restorer::new(&self.journal, gear, process_id());
         let mut from = run.start;

@@ -9,13 +9,14 @@ use super::Tables;
 use super::journal::{Entry, Journal};
 use super::room::has_room_for;
 use super::states::{Flags, IN_FILE};
+use crate::agent::calm::end_tracking;
 use crate::agent::pins;
 use crate::sys::maps::{Mapping, Maps};
 use crate::sys::memory::{OwnPages, wait_for_remote_access};
 use crate::sys::pagemap::{PageIs, Pagemap};
 use crate::sys::read::read_pages;
 use crate::sys::remap::{self, AppPages};
-use crate::sys::uffd::{Uffd, Wait};
+use crate::sys::uffd::{Uffd, Userfaults, Wait};
 use ksm_engine::page::PageRun;
 use rustix::io::Errno;
 
@@ -48,11 +49,20 @@ impl<'a> WritersHeld<'a> {
     ///
     /// # Errors
     /// `EBUSY` if the app's own userfaultfd is there, others if the mapping cannot or is gone.
-    pub fn take(uffd: &'a Uffd, journal: &'a Journal, pages: AppPages) -> Result<Self, Errno> {
+    pub fn take(
+        userfaults: &'a Userfaults,
+        journal: &'a Journal,
+        pages: AppPages,
+    ) -> Result<Self, Errno> {
+        let uffd = &userfaults.protecting;
         // Present pages are protected in their page table entries, where a scan sees both.
         remap::populate_read(pages)?;
         journal.begin(Entry::Protecting { run: pages.run() });
-        if let Err(errno) = uffd.register(pages, Wait::Protected) {
+        let mut registered = uffd.register(pages, Wait::Protected);
+        if registered == Err(Errno::BUSY) && end_tracking(&userfaults.moving, pages) {
+            registered = uffd.register(pages, Wait::Protected);
+        }
+        if let Err(errno) = registered {
             if errno == Errno::NOMEM {
                 // Only then can a part be registered: the kernel checks all mappings before it splits the first.
                 uffd.release(pages);
@@ -98,7 +108,7 @@ enum Copies {
 #[derive(Debug)]
 pub struct Restorer<'a> {
     journal: &'a Journal,
-    gear: Option<(&'a Uffd, &'a Pagemap)>,
+    gear: Option<(&'a Userfaults, &'a Pagemap)>,
     app: u32,
     maps: Option<Maps>,
     /// Pages that there was room for when it was last asked.
@@ -106,9 +116,13 @@ pub struct Restorer<'a> {
 }
 
 impl<'a> Restorer<'a> {
-    /// With or without the means (the synchronous userfaultfd, the page tables) to make them plain anonymous memory again.
+    /// With or without the means (the userfaultfds, the page tables) to make them plain anonymous memory again.
     /// `app` is the process whose memory it is.
-    pub fn new(journal: &'a Journal, gear: Option<(&'a Uffd, &'a Pagemap)>, app: u32) -> Self {
+    pub fn new(
+        journal: &'a Journal,
+        gear: Option<(&'a Userfaults, &'a Pagemap)>,
+        app: u32,
+    ) -> Self {
         Self {
             app,
             journal,
@@ -182,10 +196,10 @@ impl<'a> Restorer<'a> {
 
     /// Puts plain anonymous memory with the same bytes in the place of merged pages, where that can be done.
     fn make_plain(&self, tables: &mut Tables, pages: AppPages, copies: Copies) {
-        let Some((uffd, pagemap)) = self.gear else {
+        let Some((userfaults, pagemap)) = self.gear else {
             return;
         };
-        let Ok(held) = WritersHeld::take(uffd, self.journal, pages) else {
+        let Ok(held) = WritersHeld::take(userfaults, self.journal, pages) else {
             return;
         };
         let run = pages.run();

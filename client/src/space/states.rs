@@ -36,6 +36,8 @@ bitflags! {
         const ZEROED = 32;
         /// `BROKEN`, and a visit has found it so, with the bytes it had at the one before.
         const RESTED = 64;
+        /// `MERGED` or `KNOWN`, reported as such, and write-protected since before it was last looked at.
+        const QUIET = 128;
     }
 }
 
@@ -80,6 +82,23 @@ pub struct PageState {
     pub hash: u32,
     /// For pages in a file mapping of ours; its arena by the number that we gave it.
     pub slot: Slot,
+}
+
+/// Pages of which something is known, all of them with [`Flags::QUIET`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quiet {
+    /// Ordinary pages.
+    pub known: u64,
+    /// Merged ones.
+    pub merged: u64,
+}
+
+impl Quiet {
+    /// All of them.
+    #[must_use]
+    pub fn pages(self) -> u64 {
+        self.known + self.merged
+    }
 }
 
 impl PageState {
@@ -227,6 +246,23 @@ impl States {
         None
     }
 
+    /// The pages of `run` of which something is known; `None` if any of them is not quiet.
+    pub fn quiet(&self, run: PageRun) -> Option<Quiet> {
+        let mut quiet = Quiet::default();
+        let mut at = run.start;
+        while at < run.end() {
+            let end = run.end().min((at / TABLE_PAGES + 1) * TABLE_PAGES);
+            if let Ok(place) = self.index(at / TABLE_PAGES) {
+                let table = self.entries.get(place).and_then(|entry| entry.table)?;
+                let first = usize::try_from(at % TABLE_PAGES).ok()?;
+                let count = usize::try_from(end - at).ok()?;
+                add_quiet(table, first, first + count, &mut quiet)?;
+            }
+            at = end;
+        }
+        Some(quiet)
+    }
+
     /// The first page of `run` with such flags.
     pub fn first_with(&self, run: PageRun, such: impl Fn(Flags) -> bool) -> Option<u64> {
         let mut at = run.start;
@@ -263,6 +299,34 @@ impl States {
         let index = usize::try_from(page % TABLE_PAGES).ok()?;
         Some((table, index))
     }
+}
+
+const EACH: u64 = 0x0101_0101_0101_0101;
+
+/// Adds the pages `[from, to)` of a table, a word of flags at a time.
+fn add_quiet(table: &Table, from: usize, to: usize, quiet: &mut Quiet) -> Option<()> {
+    let words = table
+        .flags
+        .get(from / FLAGS_PER_WORD..to.div_ceil(FLAGS_PER_WORD))?;
+    let mut at = from / FLAGS_PER_WORD * FLAGS_PER_WORD;
+    for word in words {
+        let mut flags = word.load(Relaxed);
+        if at < from {
+            flags &= u64::MAX << ((from - at) * 8);
+        }
+        if at + FLAGS_PER_WORD > to {
+            flags &= u64::MAX >> ((at + FLAGS_PER_WORD - to) * 8);
+        }
+        at += FLAGS_PER_WORD;
+        let any = (((flags & (EACH * 0x7F)) + EACH * 0x7F) | flags) & (EACH * 0x80);
+        if flags & (EACH * u64::from(Flags::QUIET.bits())) != any {
+            return None;
+        }
+        let merged = (flags & (EACH * u64::from(Flags::MERGED.bits()))).count_ones();
+        quiet.merged += u64::from(merged);
+        quiet.known += u64::from(any.count_ones() - merged);
+    }
+    Some(())
 }
 
 fn first_in(table: &Table, number: u64, run: PageRun) -> Option<u64> {
@@ -319,6 +383,41 @@ fn slot_from(number: u64) -> Slot {
 mod tests {
     use super::*;
     use crate::sys::memory::Placed;
+
+    #[test]
+    fn quiet_pages_are_counted_and_others_are_not_passed_over() {
+        let mut states = Placed::<States>::new().expect("memory");
+        let edge = TABLE_PAGES * 5;
+        let run = PageRun::between(edge - 20, edge + 20);
+        while states.grow(run).expect("memory").expect("room").is_some() {}
+        let nothing = Quiet::default();
+        assert_eq!(states.quiet(run), Some(nothing));
+        let with = |flags| PageState {
+            flags,
+            ..PageState::UNKNOWN
+        };
+        for page in edge - 3..edge + 2 {
+            states.set(page, with(Flags::KNOWN | Flags::SEEN | Flags::QUIET));
+        }
+        states.set(edge + 4, with(Flags::MERGED | Flags::QUIET));
+        let quiet = |known, merged| Some(Quiet { known, merged });
+        assert_eq!(states.quiet(run), quiet(5, 1));
+        assert_eq!(
+            states.quiet(PageRun::between(edge - 2, edge + 1)),
+            quiet(3, 0)
+        );
+        states.set(edge + 9, with(Flags::SEEN));
+        assert_eq!(states.quiet(run), None);
+        assert_eq!(
+            states.quiet(PageRun::between(edge - 20, edge + 9)),
+            quiet(5, 1)
+        );
+        assert_eq!(
+            states.quiet(PageRun::between(edge + 10, edge + 20)),
+            Some(nothing)
+        );
+        assert_eq!(states.quiet(PageRun::between(edge + 9, edge + 10)), None);
+    }
 
     #[test]
     fn keeps_states_across_tables_and_finds_the_next_one() {

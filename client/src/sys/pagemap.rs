@@ -31,6 +31,18 @@ bitflags! {
         const ZERO = raw::PAGE_IS_PFNZERO as u64;
         /// Part of a huge page that is mapped as a whole.
         const HUGE = raw::PAGE_IS_HUGE as u64;
+        /// In a mapping whose writes are tracked.
+        const TRACKED = raw::PAGE_IS_WPALLOWED as u64;
+        /// Not write-protected.
+        const WRITTEN = raw::PAGE_IS_WRITTEN as u64;
+    }
+}
+
+impl PageIs {
+    /// Whether it was not written since it was protected.
+    #[must_use]
+    pub fn is_intact(self) -> bool {
+        self.contains(Self::TRACKED) && !self.contains(Self::WRITTEN)
     }
 }
 
@@ -126,6 +138,44 @@ impl Pagemap {
     /// # Errors
     /// Of the ioctl.
     pub fn scan(&self, run: PageRun, most: u64) -> Result<Found> {
+        let there = PageIs::PRESENT | PageIs::SWAPPED;
+        self.ask(run, |argument| {
+            argument.max_pages = most;
+            argument.category_anyof_mask = there.bits();
+            argument.return_mask = PageIs::all().bits();
+        })
+    }
+
+    /// The same for all of `run`, without asking what is a file's: that is a look at every page's frame.
+    ///
+    /// # Errors
+    /// Of the ioctl.
+    pub fn scan_writes(&self, run: PageRun) -> Result<Found> {
+        let there = PageIs::PRESENT | PageIs::SWAPPED;
+        let wanted = PageIs::PRESENT | PageIs::TRACKED | PageIs::WRITTEN;
+        self.ask(run, |argument| {
+            argument.category_anyof_mask = there.bits();
+            argument.return_mask = wanted.bits();
+        })
+    }
+
+    /// The first page of `run` that is not write-protected, present or not, in the fastest way that the kernel has. Where the
+    /// page table itself is missing there are no such pages.
+    ///
+    /// # Errors
+    /// `EPERM` if there are mappings whose writes are not tracked, else of the ioctl.
+    pub fn first_written(&self, run: PageRun) -> Result<Option<u64>> {
+        let found = self.ask(run, |argument| {
+            argument.flags = raw::PM_SCAN_CHECK_WPASYNC.into();
+            argument.max_pages = 1;
+            argument.category_mask = PageIs::WRITTEN.bits();
+            argument.return_mask = PageIs::WRITTEN.bits();
+        })?;
+        let first = found.runs().next();
+        Ok(first.map(|(run, _)| run.start))
+    }
+
+    fn ask(&self, run: PageRun, what: impl FnOnce(&mut raw::pm_scan_arg)) -> Result<Found> {
         let mut found = Found {
             regions: [Region {
                 start: 0,
@@ -142,9 +192,7 @@ impl Pagemap {
         argument.end = address_of(run.end()) as u64;
         argument.vec = found.regions.as_mut_ptr().expose_provenance() as u64;
         argument.vec_len = SCAN_RUNS as u64;
-        argument.max_pages = most;
-        argument.category_anyof_mask = (PageIs::PRESENT | PageIs::SWAPPED).bits();
-        argument.return_mask = PageIs::all().bits();
+        what(&mut argument);
         // SAFETY: the opcode belongs to the argument's type.
         let call = unsafe { CountingUpdater::new(&mut argument) };
         // SAFETY: vec points to SCAN_RUNS regions that are ours to be written.

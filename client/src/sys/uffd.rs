@@ -36,6 +36,8 @@ pub enum Wait {
     Missing,
     /// Writes to protected pages.
     Protected,
+    /// Nothing: writes lift the protection.
+    Written,
 }
 
 /// How far a call came that goes page by page.
@@ -79,8 +81,10 @@ impl Uffd {
     /// `EBUSY` if another userfaultfd has them, `EINVAL` if the mapping cannot, `ENOMEM` if it cannot be split.
     fn register_run(&self, run: PageRun, wait: Wait) -> Result<()> {
         let mode = match wait {
-            Wait::Missing => raw::UFFDIO_REGISTER_MODE_MISSING,
-            Wait::Protected => raw::UFFDIO_REGISTER_MODE_WP,
+            // Protection that was there stays, and goes when the pages are unregistered. Without the mode it would be
+            // left behind in the page table, where it means later that nothing was written.
+            Wait::Missing => raw::UFFDIO_REGISTER_MODE_MISSING | raw::UFFDIO_REGISTER_MODE_WP,
+            Wait::Protected | Wait::Written => raw::UFFDIO_REGISTER_MODE_WP,
         };
         let mut argument = raw::uffdio_register {
             range: range(run),

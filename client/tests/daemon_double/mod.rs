@@ -249,6 +249,7 @@ impl Peer {
                 limit,
                 skip,
                 nodes: false,
+                brief: false,
             },
             None,
         );
@@ -271,6 +272,7 @@ impl Peer {
                 limit,
                 skip,
                 nodes: false,
+                brief: false,
             },
             None,
         );

@@ -35,6 +35,7 @@ pub struct Rig {
 impl Rig {
     pub fn new() -> Self {
         let space = Space::create().unwrap();
+        space.track_writes();
         let device = open(
             c"/dev/userfaultfd",
             OFlags::RDWR | OFlags::CLOEXEC,
@@ -162,6 +163,7 @@ impl Rig {
             limit,
             skip,
             nodes: false,
+            brief: false,
         };
         let ReportRef::Visited {
             end,
@@ -193,6 +195,7 @@ impl Rig {
             limit: 2048,
             skip: &[],
             nodes: true,
+            brief: false,
         };
         let ReportRef::Visited { runs, .. } = self.agent.handle(&order, None, &mut self.out) else {
             panic!("a visit is answered by a visit");
@@ -209,6 +212,7 @@ impl Rig {
             limit,
             skip,
             nodes: false,
+            brief: false,
         };
         match self.agent.handle(&order, None, &mut self.out) {
             ReportRef::Visited { runs, .. } => {
@@ -217,6 +221,31 @@ impl Rig {
             }
             _ => panic!("a visit is answered by a visit"),
         }
+    }
+
+    /// How many pages a visit that may sum up says are as they were, and what it says of the others.
+    pub fn news(&mut self, range: PageRun) -> (u64, Vec<(u64, VisitState)>) {
+        let order = OrderRef::Visit {
+            range,
+            limit: ksm_engine::order::MOST_VISITED,
+            skip: &[],
+            nodes: false,
+            brief: true,
+        };
+        let ReportRef::Visited { end, runs, .. } = self.agent.handle(&order, None, &mut self.out)
+        else {
+            panic!("a visit is answered by a visit");
+        };
+        assert_eq!(end, range.end());
+        let (mut unchanged, mut news) = (0, Vec::new());
+        for run in runs {
+            match run.found().unwrap() {
+                VisitState::Unchanged => unchanged += run.counted(),
+                state => news
+                    .extend((run.start..run.pages().end()).map(|page| (page - range.start, state))),
+            }
+        }
+        (unchanged, news)
     }
 
     pub fn states(&mut self, range: PageRun) -> Vec<VisitState> {

@@ -246,6 +246,25 @@ pub fn pread_into(
     usize::try_from(got).map_err(|_| std::io::Error::last_os_error().raw_os_error().unwrap_or(0))
 }
 
+/// Another process writes into the app's memory (`process_vm_writev`).
+pub fn write_from_outside(target: *mut u8, bytes: &PageBytes) {
+    let app = i32::try_from(std::process::id()).unwrap();
+    assert!(in_fork(|| {
+        let local = libc::iovec {
+            iov_base: bytes.as_ptr().cast_mut().cast(),
+            iov_len: PAGE_SIZE,
+        };
+        let remote = libc::iovec {
+            iov_base: target.cast(),
+            iov_len: PAGE_SIZE,
+        };
+        // SAFETY: the kernel reads `bytes`, and writes to the app's memory as the app wants it to.
+        let done =
+            unsafe { libc::process_vm_writev(app, &raw const local, 1, &raw const remote, 1, 0) };
+        usize::try_from(done) == Ok(PAGE_SIZE)
+    }));
+}
+
 /// Memory of the app that an io_uring has pinned as its fixed buffer. Unpinned some time after it is dropped.
 pub struct FixedBuffer {
     ring: io_uring::IoUring,

@@ -17,6 +17,7 @@ impl<S: SlotStore> Engine<S> {
     pub fn audit(&self) -> Result<(), String> {
         let (mut attached, mut unshared) = (0, 0);
         let mut digests: BTreeMap<DomainId, u64> = BTreeMap::new();
+        let mut listed: BTreeMap<DomainId, u64> = BTreeMap::new();
         for (id, mm) in self.mms.iter() {
             let mut merging = 0;
             let mut items = 0;
@@ -25,6 +26,14 @@ impl<S: SlotStore> Engine<S> {
                 if matches!(item.state, State::Known | State::Unstable) {
                     self.audit_digest(ItemRef::new(id, page), item.link)?;
                     *digests.entry(mm.domain).or_default() += 1;
+                }
+                if item.is_listed() {
+                    let numa = mm.items.node(page);
+                    let domain = self.domains.get(&mm.domain).ok_or("mm of no domain")?;
+                    if !domain.unstable.is_listed(numa, item.link) {
+                        return Err(format!("page {page:#x} of mm {id:?} is not listed"));
+                    }
+                    *listed.entry(mm.domain).or_default() += 1;
                 }
                 match item.state {
                     State::Absent | State::Volatile | State::Known => {}
@@ -48,6 +57,8 @@ impl<S: SlotStore> Engine<S> {
         for (id, domain) in &self.domains {
             let counted = digests.get(id).copied().unwrap_or_default();
             agree("digests", domain.unstable.len(), counted)?;
+            let counted = listed.get(id).copied().unwrap_or_default();
+            agree("listed digests", domain.unstable.listed(), counted)?;
         }
         self.audit_rest()?;
         self.audit_nodes()

@@ -3,6 +3,7 @@
 //! Writes to `run`, `max_page_sharing` and `merge_across_nodes` wait for the end of the current batch, as the
 //! kernel's wait for the scan mutex. They are served in the order in which they came.
 
+use super::items::RmapItem;
 use super::scan::Ksmd;
 use super::{Counters, Engine, Purpose, ReportError};
 use crate::knobs::{AdvisorMode, KnobValue, KsmFile, MAX_WRITE, RunState, WriteError};
@@ -235,6 +236,10 @@ impl<S: SlotStore> Engine<S> {
     /// Pages are told apart by node from now on, or are not any more. No page is merged; those in unstable trees come into
     /// the right one at their next visit.
     fn begin_other_trees(&mut self) {
+        for mm in self.mms.iter_mut() {
+            let unlist = |item: &mut RmapItem| item.set_listed(false);
+            mm.items.each_within(PageRun::EVERYTHING, unlist);
+        }
         for domain in self.domains.values_mut() {
             domain.unstable.reset();
             for arena in domain.arenas.close_all() {

@@ -37,7 +37,7 @@ pub(crate) enum State {
     Absent,
     /// In no tree; its digest is not known.
     Volatile,
-    /// In no tree; `link` is its digest entry.
+    /// In no tree; `link` is its digest entry, which may still be listed from an earlier scan.
     Known,
     /// In the unstable tree, or was at the end of an earlier scan; `link` is its digest entry, `position` the
     /// sequence number of the scan that inserted it.
@@ -69,6 +69,12 @@ const MAPPED: u8 = 4;
 
 /// A fork shared the page's frame when it was visited last.
 const FRAME_SHARED: u8 = 8;
+
+/// Its digest entry is in the index of an unstable tree: of this scan's, if `position` is its sequence number.
+const LISTED: u8 = 16;
+
+/// See [`RmapItem::set_crowded`].
+const CROWDED: u8 = 32;
 
 impl RmapItem {
     /// Says whether a fork shares the page's frame with another process.
@@ -131,9 +137,80 @@ impl RmapItem {
         was
     }
 
+    /// Says whether the index of an unstable tree has its digest entry.
+    pub(crate) fn set_listed(&mut self, listed: bool) {
+        self.marks = if listed {
+            self.marks | LISTED
+        } else {
+            self.marks & !LISTED
+        };
+    }
+
+    /// Whether the index of an unstable tree has its digest entry.
+    pub(crate) fn is_listed(&self) -> bool {
+        self.marks & LISTED != 0
+    }
+
+    /// Whether it is in the unstable tree of the scan with this number.
+    pub(crate) fn is_in_tree(&self, sequence: u32) -> bool {
+        self.is_listed() && self.position == sequence
+    }
+
+    /// Says whether there are merged pages with its content that had no room for it: they may have room at the next visit.
+    pub(crate) fn set_crowded(&mut self, crowded: bool) {
+        self.marks = if crowded {
+            self.marks | CROWDED
+        } else {
+            self.marks & !CROWDED
+        };
+    }
+
+    /// Merged, and where its stable node is.
+    fn is_settled(&self) -> bool {
+        self.state == State::Stable && self.marks & (MAPPED | ON_OLD_SLOT | DOUBTED) == MAPPED
+    }
+
+    /// Waits for a twin with a digest that is beyond doubt.
+    fn is_waiting(&self) -> bool {
+        matches!(self.state, State::Known | State::Unstable) && self.marks & DOUBTED == 0
+    }
+
+    /// Nothing has come or gone that it could meet since it was put into the unstable tree by an earlier scan.
+    fn is_undisturbed(&self) -> bool {
+        self.is_waiting() && self.marks & (LISTED | CROWDED) == LISTED
+    }
+
     /// What smart scan says of an ordinary page now: whether this visit is to be skipped.
     pub(crate) fn would_skip(&self) -> bool {
         self.age >= 3 && self.skips > 0
+    }
+
+    /// What a visit that finds the page unchanged does. False if that is more than to count it.
+    fn pass(&mut self, pace: Pace, passed: &mut Passed) -> bool {
+        if self.is_settled() && !pace.stops_at_merged {
+            passed.scanned += 1;
+            return true;
+        }
+        let skip = pace.smart_scan && self.would_skip();
+        if !self.is_undisturbed() || skip && pace.stops_at_skipped {
+            return false;
+        }
+        if pace.smart_scan {
+            self.grow_older();
+        }
+        let was_listed = self.state == State::Unstable;
+        if skip {
+            passed.skipped += 1;
+            passed.unlisted += u64::from(was_listed);
+            self.state = State::Known;
+        } else {
+            passed.scanned += 1;
+            passed.searched = true;
+            passed.listed += u64::from(!was_listed);
+            self.state = State::Unstable;
+            self.position = pace.sequence;
+        }
+        true
     }
 
     /// Counts a visit of smart scan.
@@ -165,6 +242,32 @@ struct Chunk {
     tracked: usize,
     /// The NUMA node of each page; without it, all are on node 0.
     nodes: Option<Box<[NumaNode; CHUNK]>>,
+    /// All items are known to be merged and where their stable nodes are.
+    settled: bool,
+}
+
+/// How a scan goes over items of which nothing has changed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pace {
+    /// Number of the scan.
+    pub(crate) sequence: u32,
+    pub(crate) smart_scan: bool,
+    /// Merged pages are to be looked at one by one.
+    pub(crate) stops_at_merged: bool,
+    /// Pages that are passed over are to be looked at one by one.
+    pub(crate) stops_at_skipped: bool,
+}
+
+/// What a scan has counted in passing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Passed {
+    pub(crate) scanned: u64,
+    pub(crate) skipped: u64,
+    /// Items that came into the unstable tree, and those that left it.
+    pub(crate) listed: u64,
+    pub(crate) unlisted: u64,
+    /// There were items that a visit looks for a twin of.
+    pub(crate) searched: bool,
 }
 
 /// The items of one mm.
@@ -172,6 +275,16 @@ struct Chunk {
 pub(crate) struct ItemTable {
     chunks: BTreeMap<u64, Box<Chunk>>,
     tracked: u64,
+}
+
+/// Which items of a chunk are in `run`.
+fn part_of(number: u64, run: PageRun) -> std::ops::Range<usize> {
+    let base = number * CHUNK_PAGES;
+    let within = |page: u64| {
+        let offset = page.saturating_sub(base).min(CHUNK_PAGES);
+        usize::try_from(offset).expect("a chunk index fits")
+    };
+    within(run.start)..within(run.end())
 }
 
 fn place(page: u64) -> (u64, usize) {
@@ -196,8 +309,12 @@ impl ItemTable {
     /// The item of `page`, if there is one.
     pub(crate) fn get_mut(&mut self, page: u64) -> Option<&mut RmapItem> {
         let (chunk, within) = place(page);
-        let item = &mut self.chunks.get_mut(&chunk)?.items[within];
-        (item.state != State::Absent).then_some(item)
+        let chunk = self.chunks.get_mut(&chunk)?;
+        let item = &mut chunk.items[within];
+        (item.state != State::Absent).then(|| {
+            chunk.settled = false;
+            item
+        })
     }
 
     /// The item of `page`, made now if there was none.
@@ -208,8 +325,10 @@ impl ItemTable {
                 items: [RmapItem::default(); CHUNK],
                 tracked: 0,
                 nodes: None,
+                settled: false,
             })
         });
+        chunk.settled = false;
         let item = &mut chunk.items[within];
         if item.state == State::Absent {
             item.state = State::Volatile;
@@ -263,6 +382,75 @@ impl ItemTable {
         }
     }
 
+    /// How many pages of `run` count for the limit of a visit that finds them unchanged. `None` if there are some of which
+    /// that cannot be: in the making, volatile, or in doubt.
+    pub(crate) fn unchanged(&self, run: PageRun, smart_scan: bool) -> Option<u64> {
+        let mut counted = 0;
+        for (number, chunk) in self.chunks_within(run) {
+            let part = part_of(number, run);
+            if chunk.settled && part == (0..CHUNK) {
+                counted += chunk.tracked as u64;
+                continue;
+            }
+            for item in &chunk.items[part] {
+                let settled = item.state == State::Stable && item.is_mapped();
+                match item.state {
+                    State::Absent => {}
+                    _ if settled => counted += 1,
+                    _ if !item.is_waiting() => return None,
+                    _ => counted += u64::from(!(smart_scan && item.would_skip())),
+                }
+            }
+        }
+        Some(counted)
+    }
+
+    /// The pages in `run` that smart scan passes over now.
+    pub(crate) fn to_skip(&self, run: PageRun) -> impl Iterator<Item = u64> {
+        self.chunks_within(run)
+            .filter(|(_, chunk)| !chunk.settled)
+            .flat_map(|(number, chunk)| (number * CHUNK_PAGES..).zip(chunk.items.iter()))
+            .filter(move |(page, item)| run.contains(*page) && item.would_skip())
+            .map(|(page, _)| page)
+    }
+
+    /// Goes over unchanged items as [`super::Engine::decide`] would, up to the first page that has to be decided on by itself.
+    pub(crate) fn pass(&mut self, run: PageRun, pace: Pace, passed: &mut Passed) -> Option<u64> {
+        let first = run.start / CHUNK_PAGES;
+        let last = run.end().div_ceil(CHUNK_PAGES).max(first);
+        for (number, chunk) in self.chunks.range_mut(first..last) {
+            let part = part_of(*number, run);
+            let whole = part == (0..CHUNK);
+            if whole && chunk.settled && !pace.stops_at_merged {
+                passed.scanned += chunk.tracked as u64;
+                continue;
+            }
+            let mut settled = true;
+            let start = part.start;
+            for (i, item) in chunk.items[part].iter_mut().enumerate() {
+                if item.state == State::Absent {
+                    continue;
+                }
+                settled &= item.is_settled();
+                if !item.pass(pace, passed) {
+                    return Some(number * CHUNK_PAGES + (start + i) as u64);
+                }
+            }
+            if whole {
+                chunk.settled = settled;
+            }
+        }
+        None
+    }
+
+    fn chunks_within(&self, run: PageRun) -> impl Iterator<Item = (u64, &Chunk)> {
+        let first = run.start / CHUNK_PAGES;
+        let last = run.end().div_ceil(CHUNK_PAGES).max(first);
+        self.chunks
+            .range(first..last)
+            .map(|(number, chunk)| (*number, &**chunk))
+    }
+
     /// The pages in `run` that have an item, ascending, with the items.
     pub(crate) fn within(&self, run: PageRun) -> impl Iterator<Item = (u64, &RmapItem)> {
         let first = run.start / CHUNK_PAGES;
@@ -309,6 +497,80 @@ mod tests {
         table.untrack(255);
         assert_eq!(pages(&table, all), [5, 256, 1 << 40]);
         assert_eq!(table.len(), 3);
+    }
+
+    const PACE: Pace = Pace {
+        sequence: 7,
+        smart_scan: false,
+        stops_at_merged: false,
+        stops_at_skipped: false,
+    };
+
+    #[test]
+    fn merged_pages_are_counted_by_chunks_until_one_of_them_is_touched() {
+        let mut table = ItemTable::default();
+        let run = PageRun::between(100, 900);
+        for page in run.start..run.end() {
+            let item = table.track(page);
+            item.state = State::Stable;
+            item.set_mapped(true);
+        }
+        let settled =
+            |table: &ItemTable| table.chunks.values().filter(|chunk| chunk.settled).count();
+        for _ in 0..2 {
+            let mut passed = Passed::default();
+            assert_eq!(table.unchanged(run, false), Some(800));
+            assert_eq!(table.pass(run, PACE, &mut passed), None);
+            assert_eq!((passed.scanned, passed.searched), (800, false));
+            assert_eq!(settled(&table), 2);
+        }
+        table.get_mut(300).expect("tracked").set_mapped(false);
+        assert_eq!(settled(&table), 1);
+        assert_eq!(table.unchanged(run, false), None);
+        let mut passed = Passed::default();
+        assert_eq!(table.pass(run, PACE, &mut passed), Some(300));
+        assert_eq!(passed.scanned, 200);
+        let one_by_one = Pace {
+            stops_at_merged: true,
+            ..PACE
+        };
+        let rest = PageRun::between(512, 900);
+        assert_eq!(table.pass(rest, one_by_one, &mut passed), Some(512));
+    }
+
+    #[test]
+    fn waiting_pages_come_into_the_tree_again_unless_they_were_driven_out() {
+        let mut table = ItemTable::default();
+        let run = PageRun::between(0, 300);
+        for page in run.start..run.end() {
+            let item = table.track(page);
+            item.state = if page < 10 {
+                State::Unstable
+            } else {
+                State::Known
+            };
+            item.set_listed(page != 290);
+            item.age = 9;
+            item.skips = u8::from(page >= 280);
+        }
+        let smart = Pace {
+            smart_scan: true,
+            ..PACE
+        };
+        assert_eq!(table.unchanged(run, true), Some(280));
+        let mut passed = Passed::default();
+        assert_eq!(table.pass(run, smart, &mut passed), Some(290));
+        let counted = (
+            passed.scanned,
+            passed.skipped,
+            passed.listed,
+            passed.unlisted,
+        );
+        assert_eq!(counted, (280, 10, 270, 0));
+        assert!(table.get(0).is_in_tree(7) && !table.get(285).is_in_tree(7));
+        assert_eq!(table.get(285).skips, 0);
+        table.get_mut(5).expect("tracked").doubt();
+        assert_eq!(table.unchanged(run, true), None);
     }
 
     #[test]

@@ -487,7 +487,6 @@ impl<S: SlotStore> Engine<S> {
             return;
         };
         self.note(founding.partner.mm(), outcome);
-        let sequence = self.sequence();
         let domain = self.domain_of(mm);
         if domain.stable.node(node).items().is_empty() {
             domain.remove_node(node);
@@ -503,12 +502,8 @@ impl<S: SlotStore> Engine<S> {
         let partner = founding.partner;
         let known = self.item(partner);
         let as_it_was = !matches!(outcome, Outcome::Changed | Outcome::Gone | Outcome::Lost);
-        if as_it_was && known.state == State::Known {
-            let numa = self.numa_of(partner);
-            let trees = &mut self.domain_of(partner.mm()).unstable;
-            if trees.search_or_insert(numa, known.link) == super::unstable::Found::Inserted {
-                self.now_unstable(partner, sequence);
-            }
+        if as_it_was && known.state == State::Known && self.search_or_insert(partner).is_none() {
+            self.now_unstable(partner);
         }
     }
 

@@ -34,6 +34,10 @@ pub(crate) struct Mm {
     pub(crate) shrunk: bool,
     /// How many pages the next visit asks to look at.
     pub(crate) stride: u64,
+    /// How many of them may count.
+    pub(crate) reach: u32,
+    /// Its agent can be brief, and take orders that count more than it has room for digests.
+    pub(crate) sums_up: bool,
     /// A donation is on its way; the peer has one buffer.
     pub(crate) donating: bool,
     pub(crate) huge_pages: HugePages,
@@ -59,6 +63,8 @@ impl Mm {
             silent_since: None,
             shrunk: false,
             stride: VISIT_PAGES.into(),
+            reach: VISIT_PAGES,
+            sums_up: true,
             donating: false,
             huge_pages: HugePages::default(),
             reasons: [0; OUTCOMES],

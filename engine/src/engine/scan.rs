@@ -154,9 +154,6 @@ impl<S: SlotStore> Engine<S> {
         for mm in self.mms.iter_mut() {
             mm.forgive(self.now);
         }
-        for domain in self.domains.values_mut() {
-            domain.unstable.reset();
-        }
         self.forget_huge_pages();
         self.list.start();
     }

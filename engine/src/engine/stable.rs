@@ -110,6 +110,8 @@ impl SearchRules {
 pub(crate) enum Search {
     /// A node with this content and room for one more item.
     Room(NodeId),
+    /// None with room.
+    Full,
     /// None.
     Nothing,
     /// A stale node was in the way: it is to be removed with its items, and the search begun anew.
@@ -198,13 +200,14 @@ impl StableTrees {
         self.dissolve_short_chains();
         self.steps += 1;
         let found = match self.root(numa, digest) {
-            None => Search::Nothing,
+            None => return Search::Nothing,
             Some(Root::Node(id)) if self.node(id).is_stale() => Search::Stale(id),
             Some(Root::Node(id)) => Search::Room(id),
             Some(Root::Chain(chain)) => self.best_dup(chain, rules),
         };
         match found {
-            Search::Room(id) if !rules.has_room(self.node(id), 1) => Search::Nothing,
+            Search::Room(id) if !rules.has_room(self.node(id), 1) => Search::Full,
+            Search::Nothing => Search::Full,
             found => found,
         }
     }

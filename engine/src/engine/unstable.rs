@@ -1,9 +1,10 @@
 //! The unstable trees: calm pages that have not met an equal one yet.
 //!
 //! The kernel keeps them as trees ordered by bytes that nobody protects, one for each NUMA node if pages do not merge
-//! across nodes, and throws them away at the start of every scan. Here each is an index by digest. They are emptied at
-//! the start of every scan just the same; what is kept is the digest of each calm page, so that a page that did not
-//! change need not be hashed again.
+//! across nodes, and throws them away at the start of every scan. Here each is an index by digest, which outlives the
+//! scan: an entry of an earlier scan is in no tree, and gives way to the first page of this one that has its digest. An
+//! item that has not been driven out this way has met nobody, so a visit that finds its page unchanged has nothing to look
+//! up. The digest of each calm page is kept as well, so that it need not be hashed again.
 
 use super::items::ItemRef;
 use super::slab::Slab;
@@ -25,13 +26,13 @@ pub(crate) struct UnstableTrees {
     trees: BTreeMap<NumaNode, HashTable<u32>>,
 }
 
-/// What [`UnstableTrees::search_or_insert`] found.
+/// What [`UnstableTrees::search_or_list`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Found {
-    /// An equal page.
-    Equal(ItemRef),
-    /// None; the page is in the tree now.
-    Inserted,
+    /// An entry with the same digest, of this scan or an earlier one.
+    Other(ItemRef),
+    /// None, or the page's own; it is listed now.
+    Listed,
 }
 
 /// A digest is uniformly distributed: eight bytes of it are as good a hash as any.
@@ -41,7 +42,7 @@ pub(crate) fn hash_of(digest: &Digest) -> u64 {
 }
 
 impl UnstableTrees {
-    /// Empties the trees, at the start of a scan. The digests stay.
+    /// Empties the index: nothing is listed. The digests stay.
     pub(crate) fn reset(&mut self) {
         self.trees.values_mut().for_each(HashTable::clear);
     }
@@ -58,7 +59,7 @@ impl UnstableTrees {
         self.known.insert(Known { digest, item })
     }
 
-    /// Forgets a digest; its item must not be in a tree.
+    /// Forgets a digest, which must not be listed.
     pub(crate) fn forget(&mut self, entry: u32) {
         self.known.remove(entry);
     }
@@ -78,8 +79,8 @@ impl UnstableTrees {
         entry_of(&self.known, entry).digest
     }
 
-    /// Looks in the tree of `node` for a page with the digest of `entry`; puts the page of `entry` there if there is none.
-    pub(crate) fn search_or_insert(&mut self, node: NumaNode, entry: u32) -> Found {
+    /// Looks in the index of `node` for a page with the digest of `entry`; lists the page of `entry` if there is none.
+    pub(crate) fn search_or_list(&mut self, node: NumaNode, entry: u32) -> Found {
         let digest = self.digest(entry);
         let known = &self.known;
         let place = self.trees.entry(node).or_default().entry(
@@ -88,16 +89,46 @@ impl UnstableTrees {
             |other| hash_of(&entry_of(known, *other).digest),
         );
         match place {
-            Entry::Occupied(found) => Found::Equal(entry_of(known, *found.get()).item),
+            Entry::Occupied(found) if *found.get() == entry => Found::Listed,
+            Entry::Occupied(found) => Found::Other(entry_of(known, *found.get()).item),
             Entry::Vacant(place) => {
                 place.insert(entry);
-                Found::Inserted
+                Found::Listed
             }
         }
     }
 
-    /// Takes the page of `entry` out of the tree of `node`, if it is there.
-    pub(crate) fn remove(&mut self, node: NumaNode, entry: u32) {
+    /// Lists the page of `entry` in the place of the one with the same digest.
+    pub(crate) fn list_instead(&mut self, node: NumaNode, entry: u32) {
+        let digest = self.digest(entry);
+        let same = |other: &u32| entry_of(&self.known, *other).digest == digest;
+        let tree = self.trees.get_mut(&node);
+        if let Some(place) = tree.and_then(|tree| tree.find_mut(hash_of(&digest), same)) {
+            *place = entry;
+        }
+    }
+
+    /// Whether the page of `entry` is in the index of `node`.
+    pub(crate) fn is_listed(&self, node: NumaNode, entry: u32) -> bool {
+        let hash = hash_of(&self.digest(entry));
+        let tree = self.trees.get(&node);
+        tree.is_some_and(|tree| tree.find(hash, |other| *other == entry).is_some())
+    }
+
+    /// Pages in all indices.
+    pub(crate) fn listed(&self) -> u64 {
+        self.trees.values().map(|tree| tree.len() as u64).sum()
+    }
+
+    /// The page in the index of `node` with this digest.
+    pub(crate) fn find(&self, node: NumaNode, digest: &Digest) -> Option<ItemRef> {
+        let same = |other: &u32| entry_of(&self.known, *other).digest == *digest;
+        let found = self.trees.get(&node)?.find(hash_of(digest), same)?;
+        Some(entry_of(&self.known, *found).item)
+    }
+
+    /// Takes the page of `entry` out of the index of `node`, if it is there.
+    pub(crate) fn unlist(&mut self, node: NumaNode, entry: u32) {
         let hash = hash_of(&self.digest(entry));
         let Some(tree) = self.trees.get_mut(&node) else {
             return;

@@ -1,12 +1,12 @@
 //! The merge routine: what is decided for each page that a visit found (the kernel's `cmp_and_merge_page`).
 
 use super::Engine;
-use super::items::{ItemRef, RmapItem, State};
+use super::items::{ItemRef, Pace, Passed, RmapItem, State};
 use super::mm::Mm;
 use super::stable::{NodeId, Search, SearchRules};
 use super::unstable::Found;
 use super::visits::Visited;
-use crate::order::{Outcome, VisitState};
+use crate::order::{Outcome, VisitRun, VisitState};
 use crate::page::{Digest, MmId, NumaNode, PAGE_SIZE, PageRun, Slot};
 use crate::store::SlotStore;
 use std::time::Duration;
@@ -39,6 +39,10 @@ impl<S: SlotStore> Engine<S> {
             let Some(state) = run.found() else {
                 continue;
             };
+            if state == VisitState::Unchanged {
+                self.pass_unchanged(id, run.pages());
+                continue;
+            }
             for (page, offset) in (run.start..).zip(0..run.len) {
                 let slot = Slot {
                     index: run.slot.index.saturating_add(offset),
@@ -100,6 +104,7 @@ impl<S: SlotStore> Engine<S> {
             // Mapped to what an earlier daemon made, and not taken over (yet): nothing to save there, nothing to lose.
             VisitState::Foreign => return self.forget_item(item.mm(), item.page()),
             VisitState::Skipped
+            | VisitState::Unchanged
             | VisitState::Changed
             | VisitState::Calm
             | VisitState::CalmKnown
@@ -107,6 +112,9 @@ impl<S: SlotStore> Engine<S> {
             | VisitState::Unsure => self.grow_older(item, shares_frame),
         }
         self.detach(item);
+        if self.numa_of(item) != node {
+            self.unlist(item);
+        }
         if let Some(mm) = self.mms.get_mut(item.mm()) {
             mm.items.set_node(item.page(), node);
         }
@@ -145,6 +153,75 @@ impl<S: SlotStore> Engine<S> {
             }
             _ => self.forget_digest(item),
         }
+    }
+
+    /// Whether the engine knows of the pages that are reported as unchanged, and how many of them count.
+    pub(super) fn can_pass(&self, id: MmId, run: &VisitRun) -> bool {
+        let counted = self
+            .mms
+            .get(id)
+            .and_then(|mm| mm.items.unchanged(run.pages(), self.knobs.smart_scan));
+        counted == Some(run.counted())
+    }
+
+    /// Decides on pages that are as they were reported last. Most of them are only counted.
+    fn pass_unchanged(&mut self, id: MmId, run: PageRun) {
+        let pace = Pace {
+            sequence: self.sequence(),
+            smart_scan: self.knobs.smart_scan,
+            stops_at_merged: self.extras.refile_percent > 0,
+            stops_at_skipped: self.extras.meet_phases && self.knobs.merge_across_nodes,
+        };
+        let mut rest = run;
+        loop {
+            let mut passed = Passed::default();
+            let Some(mm) = self.mms.get_mut(id) else {
+                return;
+            };
+            let stopped = mm.items.pass(rest, pace, &mut passed);
+            self.tally.scanned += passed.scanned;
+            self.tally.skipped += passed.skipped;
+            self.tally.unshared += passed.listed;
+            self.tally.unshared -= passed.unlisted;
+            if passed.searched {
+                // What a search does to others than the one it finds.
+                self.domain_of(id).stable.dissolve_short_chains();
+            }
+            let Some(page) = stopped else { return };
+            self.decide_unchanged(ItemRef::new(id, page));
+            rest = PageRun::between(page + 1, run.end());
+        }
+    }
+
+    fn decide_unchanged(&mut self, item: ItemRef) {
+        let known = self.item(item);
+        let own = NodeId(known.link);
+        if known.state == State::Stable {
+            self.tally.scanned += 1;
+            self.change_item(item, |tracked| {
+                tracked.end_doubt();
+            });
+            let slot = self.domain_of(item.mm()).stable.node(own).slot;
+            return match slot {
+                Some(slot) if known.is_on_old_slot() => self.plan_remap(item, slot),
+                Some(slot) => self.found_merged(item, slot),
+                None => {}
+            };
+        }
+        let skipped = self.knobs.smart_scan && known.would_skip();
+        let seen = Seen {
+            state: if skipped {
+                VisitState::Skipped
+            } else {
+                VisitState::CalmKnown
+            },
+            digest: None,
+            slot: Slot::of_node(NumaNode(0)),
+            node: NumaNode(0),
+            shares_frame: known.shares_frame(),
+            in_huge_page: false,
+        };
+        self.decide_page(item, seen);
     }
 
     fn grow_older(&mut self, item: ItemRef, shares_frame: bool) {
@@ -210,13 +287,14 @@ impl<S: SlotStore> Engine<S> {
             return None;
         }
         let domain = self.domain_of(mm);
-        let node = domain.stable.insert(
-            numa.unwrap_or_default(),
-            domain.salt.digest(&bytes),
-            Some(slot),
-            now,
-        );
+        let numa = numa.unwrap_or_default();
+        let digest = domain.salt.digest(&bytes);
+        let node = domain.stable.insert(numa, digest, Some(slot), now);
         domain.arenas.reuse(slot, node);
+        // Nobody has met it who waits for such a page.
+        if let Some(waiting) = domain.unstable.find(numa, &digest) {
+            self.change_item(waiting, |tracked| tracked.set_crowded(true));
+        }
         Some(node)
     }
 
@@ -224,23 +302,61 @@ impl<S: SlotStore> Engine<S> {
     fn look_for_twin(&mut self, item: ItemRef) {
         let rules = self.search_rules();
         let entry = self.item(item).link;
-        let (sequence, numa) = (self.sequence(), self.numa_of(item));
+        let numa = self.numa_of(item);
         let digest = self.domain_of(item.mm()).unstable.digest(entry);
-        loop {
+        let crowded = loop {
             let stable = &mut self.domain_of(item.mm()).stable;
             match stable.search(numa, &digest, &rules) {
                 Search::Room(node) => return self.join(item, node),
-                Search::Nothing => break,
+                Search::Nothing => break false,
+                Search::Full => break true,
                 Search::Stale(node) => {
                     let items = stable.node(node).items().to_vec();
                     items.into_iter().for_each(|item| self.detach(item));
                 }
             }
+        };
+        self.change_item(item, |tracked| tracked.set_crowded(crowded));
+        match self.search_or_insert(item) {
+            None => self.now_unstable(item),
+            Some(twin) => self.meet(item, twin, digest),
         }
+    }
+
+    /// Looks in the unstable tree of this scan for a page with the digest of an item; puts the item there if there is none.
+    pub(super) fn search_or_insert(&mut self, item: ItemRef) -> Option<ItemRef> {
+        let (sequence, numa) = (self.sequence(), self.numa_of(item));
+        let entry = self.item(item).link;
         let trees = &mut self.domain_of(item.mm()).unstable;
-        match trees.search_or_insert(numa, entry) {
-            Found::Inserted => self.now_unstable(item, sequence),
-            Found::Equal(twin) => self.meet(item, twin, digest),
+        if let Found::Other(other) = trees.search_or_list(numa, entry) {
+            if self.item(other).is_in_tree(sequence) {
+                return Some(other);
+            }
+            let trees = &mut self.domain_of(item.mm()).unstable;
+            trees.list_instead(numa, entry);
+            self.change_item(other, |tracked| tracked.set_listed(false));
+        }
+        self.change_item(item, |tracked| {
+            tracked.set_listed(true);
+            tracked.position = sequence;
+        });
+        None
+    }
+
+    /// Takes the digest of an item out of the index of the unstable tree, whichever scan put it there.
+    fn unlist(&mut self, item: ItemRef) {
+        let known = self.item(item);
+        if known.is_listed() {
+            let numa = self.numa_of(item);
+            self.domain_of(item.mm()).unstable.unlist(numa, known.link);
+            self.change_item(item, |tracked| tracked.set_listed(false));
+        }
+    }
+
+    fn change_item(&mut self, item: ItemRef, change: impl FnOnce(&mut RmapItem)) {
+        let mm = self.mms.get_mut(item.mm());
+        if let Some(tracked) = mm.and_then(|mm| mm.items.get_mut(item.page())) {
+            change(tracked);
         }
     }
 
@@ -251,10 +367,8 @@ impl<S: SlotStore> Engine<S> {
         if known.state != State::Known {
             return;
         }
-        let numa = self.numa_of(item);
-        let trees = &mut self.domain_of(item.mm()).unstable;
-        let digest = trees.digest(known.link);
-        if let Found::Equal(twin) = trees.search_or_insert(numa, known.link) {
+        let digest = self.domain_of(item.mm()).unstable.digest(known.link);
+        if let Some(twin) = self.search_or_insert(item) {
             self.meet(item, twin, digest);
         }
     }
@@ -303,15 +417,9 @@ impl<S: SlotStore> Engine<S> {
     }
 
     /// Marks an item that was just put into the unstable tree.
-    pub(super) fn now_unstable(&mut self, item: ItemRef, sequence: u32) {
-        let Some(mm) = self.mms.get_mut(item.mm()) else {
-            return;
-        };
-        if let Some(tracked) = mm.items.get_mut(item.page()) {
-            tracked.state = State::Unstable;
-            tracked.position = sequence;
-            self.tally.unshared += 1;
-        }
+    pub(super) fn now_unstable(&mut self, item: ItemRef) {
+        self.change_item(item, |tracked| tracked.state = State::Unstable);
+        self.tally.unshared += 1;
     }
 
     /// Attaches an item in no tree to a stable node.
@@ -375,12 +483,13 @@ impl<S: SlotStore> Engine<S> {
         match known.state {
             State::Absent | State::Volatile | State::Known => {}
             State::Unstable => {
-                if known.position == self.sequence() {
-                    let numa = self.numa_of(item);
-                    self.domain_of(item.mm()).unstable.remove(numa, known.link);
-                }
+                let earlier = self.sequence().wrapping_sub(1);
                 self.tally.unshared -= 1;
-                self.set_state(item, State::Known, known.link);
+                // Its digest stays listed, as if by an earlier scan: the next visit need not look for its place.
+                self.change_item(item, |tracked| {
+                    tracked.state = State::Known;
+                    tracked.position = earlier;
+                });
             }
             State::Stable => self.detach_stable(item, NodeId(known.link), known.position),
         }
@@ -431,13 +540,8 @@ impl<S: SlotStore> Engine<S> {
     pub(super) fn forget_digest(&mut self, item: ItemRef) {
         let known = self.item(item);
         if known.state == State::Known {
-            let numa = self.numa_of(item);
-            let in_passing = self.extras.meet_phases;
-            let trees = &mut self.domain_of(item.mm()).unstable;
-            if in_passing {
-                trees.remove(numa, known.link);
-            }
-            trees.forget(known.link);
+            self.unlist(item);
+            self.domain_of(item.mm()).unstable.forget(known.link);
             self.set_state(item, State::Volatile, 0);
         }
     }

@@ -10,7 +10,7 @@ use super::items::RmapItem;
 use super::mm::Mm;
 use super::outbox::Purpose;
 use super::scan::Ksmd;
-use crate::order::{MAX_RUNS, Order, OrderId, VISIT_PAGES, VisitRun};
+use crate::order::{MAX_RUNS, MOST_VISITED, Order, OrderId, VISIT_PAGES, VisitRun, VisitState};
 use crate::page::{Digest, MmId, PageRun};
 use crate::store::SlotStore;
 use smallvec::SmallVec;
@@ -35,6 +35,8 @@ pub(crate) enum Step {
         mm: MmId,
         range: PageRun,
         limit: u32,
+        /// Nothing may be summed up.
+        at_length: bool,
         reserved: u64,
         /// The next range begins where this visit ends.
         bounded: bool,
@@ -86,13 +88,14 @@ impl<S: SlotStore> Engine<S> {
                 mm,
                 range,
                 limit,
+                at_length,
                 outcome,
                 ..
             }) = self.steps.get(at)
             else {
                 continue;
             };
-            let (mm, range, limit) = (*mm, *range, *limit);
+            let (mm, range, limit, brief) = (*mm, *range, *limit, !*at_length);
             let planned = match outcome {
                 VisitOutcome::Planned => true,
                 VisitOutcome::Waiting => false,
@@ -108,7 +111,7 @@ impl<S: SlotStore> Engine<S> {
             }
             busy[place].1 += 1;
             if planned {
-                let sent = self.send_visit(mm, range, limit);
+                let sent = self.send_visit(mm, range, limit, brief);
                 if let Some(Step::Visit { id, outcome, .. }) = self.steps.get_mut(at) {
                     *id = sent;
                     *outcome = match sent {
@@ -158,8 +161,26 @@ impl<S: SlotStore> Engine<S> {
         }
     }
 
-    fn plan_visit(&mut self, id: MmId, range: PageRun, budget: u64) {
-        let limit = VISIT_PAGES.min(u32::try_from(budget).unwrap_or(u32::MAX));
+    fn to_skip(&self, mm: MmId, range: PageRun) -> Vec<PageRun> {
+        match self.mms.get(mm) {
+            Some(mm) if self.knobs.smart_scan => skip_list(mm, range),
+            _ => Vec::new(),
+        }
+    }
+
+    fn plan_visit(&mut self, id: MmId, mut range: PageRun, budget: u64) {
+        if range.len > MAX_RUNS as u64 {
+            let skip = self.to_skip(id, range);
+            if let Some(last) = skip.get(MAX_RUNS - 1) {
+                // What the list has no room for would be looked at.
+                range = PageRun::between(range.start, last.end());
+            }
+        }
+        let (most, sums_up) = self
+            .mms
+            .get(id)
+            .map_or((VISIT_PAGES, false), |mm| (mm.reach, mm.sums_up));
+        let limit = most.min(u32::try_from(budget).unwrap_or(u32::MAX));
         let reserved = u64::from(limit).min(range.len);
         let bounded = range.len > u64::from(limit);
         if !bounded {
@@ -171,6 +192,7 @@ impl<S: SlotStore> Engine<S> {
             mm: id,
             range,
             limit,
+            at_length: !sums_up,
             reserved,
             bounded,
             outcome: VisitOutcome::Planned,
@@ -178,27 +200,29 @@ impl<S: SlotStore> Engine<S> {
     }
 
     /// `None` if the agent takes no orders.
-    fn send_visit(&mut self, mm: MmId, range: PageRun, limit: u32) -> Option<OrderId> {
-        let known = self.mms.get(mm).filter(|mm| self.is_asked(mm))?;
-        let skip = match self.knobs.smart_scan {
-            true => skip_list(known, range),
-            false => Vec::new(),
-        };
+    fn send_visit(&mut self, mm: MmId, range: PageRun, limit: u32, brief: bool) -> Option<OrderId> {
+        self.mms.get(mm).filter(|mm| self.is_asked(mm))?;
+        let skip = self.to_skip(mm, range);
         let order = Order::Visit {
             range,
             limit,
             skip,
             nodes: !self.knobs.merge_across_nodes,
+            brief: brief && self.knobs.merge_across_nodes && !self.extras.huge_pages_as_ksmd,
         };
         let pages = range.len.min(limit.into());
         Some(self.outbox.send(mm, order, Purpose::Visit(pages), self.now))
     }
 
-    fn step_of(&mut self, order: OrderId) -> Option<(&mut VisitOutcome, PageRun)> {
+    fn step_of(&mut self, order: OrderId) -> Option<(&mut VisitOutcome, PageRun, bool)> {
         self.steps.iter_mut().find_map(|step| match step {
             Step::Visit {
-                id, outcome, range, ..
-            } if *id == Some(order) => Some((outcome, *range)),
+                id,
+                outcome,
+                range,
+                at_length,
+                ..
+            } if *id == Some(order) => Some((outcome, *range, *at_length)),
             Step::Visit { .. } | Step::End(_) => None,
         })
     }
@@ -209,7 +233,12 @@ impl<S: SlotStore> Engine<S> {
         id: OrderId,
         report: Visited,
     ) -> Result<(), ReportError> {
-        let (outcome, range) = self.step_of(id).ok_or(ReportError::UnknownOrder)?;
+        let (outcome, range, at_length) = self.step_of(id).ok_or(ReportError::UnknownOrder)?;
+        let summed_up = |run: &VisitRun| run.found() == Some(VisitState::Unchanged);
+        if at_length && report.runs.iter().any(summed_up) {
+            *outcome = VisitOutcome::Failed;
+            return Err(ReportError::WrongPages);
+        }
         let progress = report.end > range.start && report.end <= range.end();
         let looked_at = PageRun::between(range.start, report.end);
         if !progress || !is_ascending(looked_at, &report.runs) {
@@ -222,7 +251,7 @@ impl<S: SlotStore> Engine<S> {
 
     /// The agent could not look.
     pub(super) fn visit_failed(&mut self, id: OrderId) {
-        if let Some((outcome, _)) = self.step_of(id) {
+        if let Some((outcome, ..)) = self.step_of(id) {
             *outcome = VisitOutcome::Failed;
         }
     }
@@ -274,7 +303,7 @@ impl<S: SlotStore> Engine<S> {
                     ..
                 } => match outcome {
                     VisitOutcome::Arrived(report) => {
-                        self.take_visit(mm, range, reserved, bounded, &report);
+                        self.take_visit(mm, range, reserved, bounded, report);
                     }
                     // What an agent could not look at stays as it was until the next scan.
                     VisitOutcome::Planned | VisitOutcome::Waiting | VisitOutcome::Failed => {
@@ -289,40 +318,82 @@ impl<S: SlotStore> Engine<S> {
         any
     }
 
+    /// An agent may say that pages are as last reported of which the report was lost, or has been overtaken by events. Its
+    /// report ends there then. Returns the pages.
+    fn cut_what_is_unknown(&self, id: MmId, report: &mut Visited) -> Option<PageRun> {
+        let is_unknown =
+            |run: &VisitRun| run.found() == Some(VisitState::Unchanged) && !self.can_pass(id, run);
+        let at = report.runs.iter().position(is_unknown)?;
+        let run = report.runs.get(at)?.pages();
+        report.runs.truncate(at);
+        report.end = run.start;
+        Some(run)
+    }
+
     fn take_visit(
         &mut self,
         id: MmId,
         range: PageRun,
         reserved: u64,
         bounded: bool,
-        report: &Visited,
+        mut report: Visited,
     ) {
+        let unknown = self.cut_what_is_unknown(id, &mut report);
         let looked_at = PageRun::between(range.start, report.end);
         let before = self.tally.scanned;
-        self.decide(id, looked_at, report);
+        self.decide(id, looked_at, &report);
         let counted = self.tally.scanned - before;
         self.batch_mut().visited += counted;
         if let Some(mm) = self.mms.get_mut(id) {
             mm.stride = next_stride(mm.stride, looked_at.len, report.runs.len());
+            if mm.sums_up {
+                mm.reach = next_reach(mm.reach, &report);
+            }
         }
+        let answers = self.mms.get(id).is_some_and(Mm::answers);
+        let sums_up = self.mms.get(id).is_some_and(|mm| mm.sums_up);
+        let end = match unknown {
+            // Only of these pages everything is wanted.
+            Some(run) if bounded => run.end(),
+            _ => range.end(),
+        };
         if bounded {
             self.list.page = report.end;
-        } else if report.end < range.end() && self.mms.get(id).is_some_and(Mm::answers) {
-            let rest = PageRun::between(report.end, range.end());
+        }
+        if answers && report.end < range.end() && (!bounded || unknown.is_some()) {
             let left = reserved.saturating_sub(counted).max(1);
-            let limit = u32::try_from(left).unwrap_or(VISIT_PAGES).min(VISIT_PAGES);
+            let limit = u32::try_from(left).unwrap_or(VISIT_PAGES).min(MOST_VISITED);
+            if bounded {
+                self.list.page = end;
+            }
             self.steps.push_front(Step::Visit {
                 id: None,
                 mm: id,
-                range: rest,
+                range: PageRun::between(report.end, end),
                 limit,
+                at_length: unknown.is_some() || !sums_up,
                 reserved: left,
-                bounded: false,
+                bounded,
                 outcome: VisitOutcome::Planned,
             });
             return;
         }
         self.batch_mut().budget += reserved.saturating_sub(counted);
+    }
+}
+
+/// How many pages the next visit may count: more where they are as they were, because little is to be said of them.
+fn next_reach(reach: u32, report: &Visited) -> u32 {
+    let summed_up = report
+        .runs
+        .iter()
+        .filter(|run| run.found() == Some(VisitState::Unchanged));
+    let unchanged: u64 = summed_up.map(VisitRun::counted).sum();
+    let counted: u64 = report.runs.iter().map(VisitRun::counted).sum();
+    if counted - unchanged <= counted / 8 {
+        reach.saturating_mul(4).min(MOST_VISITED)
+    } else {
+        VISIT_PAGES
     }
 }
 
@@ -337,10 +408,10 @@ fn is_ascending(range: PageRun, runs: &[VisitRun]) -> bool {
     })
 }
 
-/// Runs of pages that smart scan passes over now.
+/// Runs of pages that smart scan passes over now: as many as an order carries.
 fn skip_list(mm: &Mm, range: PageRun) -> Vec<PageRun> {
     let mut skip: Vec<PageRun> = Vec::new();
-    for (page, _) in mm.items.within(range).filter(|(_, item)| item.would_skip()) {
+    for page in mm.items.to_skip(range) {
         let full = skip.len() == MAX_RUNS;
         match skip.last_mut() {
             Some(last) if last.end() == page => last.len += 1,

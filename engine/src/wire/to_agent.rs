@@ -4,7 +4,9 @@ use super::format::{Full, Header, MessageBuffer, WireError};
 use super::format::{array, arrays, bare, check_ascending, check_total, encode, split};
 use super::version::{Version, Versions};
 use crate::digest::Salt;
-use crate::order::{DONATION_PAGES, MAP_PAGES, MapRun, OrderId, OrderRef, VISIT_PAGES};
+use crate::order::{
+    DONATION_PAGES, MAP_PAGES, MOST_VISITED, MapRun, OrderId, OrderRef, VISIT_PAGES,
+};
 use crate::page::{ARENA_SLOT_LIMIT, ArenaId, PageRun};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -172,6 +174,8 @@ const SCANNED: u16 = 17;
 const SINCE_FIVE: Version = Version(5);
 /// The bit of a visit's limit that asks for NUMA nodes.
 const SAY_NODES: u32 = 32;
+/// The one that allows what is unchanged to be summed up.
+const BE_BRIEF: u32 = 33;
 const NONE: &[u8] = &[];
 
 impl<'a> ToAgent<'a> {
@@ -216,8 +220,11 @@ impl<'a> ToAgent<'a> {
                         limit,
                         skip,
                         nodes,
+                        brief,
                     } => {
-                        let how = u64::from(limit) | u64::from(nodes) << SAY_NODES;
+                        let how = u64::from(limit)
+                            | u64::from(nodes) << SAY_NODES
+                            | u64::from(brief) << BE_BRIEF;
                         let scalars = [range.start, range.len, how];
                         encode(buffer, header(VISIT).scalars(scalars), skip, NONE)
                     }
@@ -304,15 +311,21 @@ impl<'a> ToAgent<'a> {
                 let skip = array::<PageRun>(header, body)?;
                 check_ascending(skip.iter().copied())?;
                 let how = header.scalars[2];
-                let limit = number(how & !(1 << SAY_NODES))?;
-                if limit == 0 || limit > VISIT_PAGES {
+                let (bits, most) = if header.version().sums_up() {
+                    (1 << SAY_NODES | 1 << BE_BRIEF, MOST_VISITED)
+                } else {
+                    (1 << SAY_NODES, VISIT_PAGES)
+                };
+                let limit = number(how & !bits)?;
+                if limit == 0 || limit > most {
                     return Err(WireError::Number(limit));
                 }
                 OrderRef::Visit {
                     range: header.run()?,
                     limit,
                     skip,
-                    nodes: how >> SAY_NODES == 1,
+                    nodes: how >> SAY_NODES & 1 == 1,
+                    brief: how >> BE_BRIEF & 1 == 1,
                 }
             }
             DONATE => {

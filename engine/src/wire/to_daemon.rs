@@ -5,7 +5,8 @@ use super::format::{array, arrays, bare, check_ascending, check_total, encode, s
 use super::ledger::Birth;
 use super::version::{Version, Versions};
 use crate::order::{
-    MAX_RUNS, OrderId, Outcome, OutcomeRun, ReportRef, VISIT_PAGES, VisitRun, VisitState,
+    MAX_RUNS, MOST_VISITED, OrderId, Outcome, OutcomeRun, ReportRef, VISIT_PAGES, VisitRun,
+    VisitState,
 };
 use crate::page::{ARENA_SLOT_LIMIT, Digest, PageRun};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -223,7 +224,7 @@ impl<'a> ToDaemon<'a> {
             VISITED => {
                 let most = (MAX_RUNS, VISIT_PAGES as usize);
                 let (runs, digests) = arrays::<VisitRun, Digest>(header, body, most)?;
-                check_visit(runs, digests)?;
+                check_visit(header.version(), runs, digests)?;
                 let [end, zero_pages, _] = header.scalars;
                 let report = ReportRef::Visited {
                     end,
@@ -284,16 +285,20 @@ fn newest(header: &Header) -> Result<Version, WireError> {
     }
 }
 
-fn check_visit(runs: &[VisitRun], digests: &[Digest]) -> Result<(), WireError> {
+fn check_visit(version: Version, runs: &[VisitRun], digests: &[Digest]) -> Result<(), WireError> {
     check_ascending(runs.iter().map(VisitRun::pages))?;
     let (mut calm, mut counted) = (0, 0);
     for run in runs {
         let state = run.found().ok_or(WireError::Number(run.state))?;
+        if state == VisitState::Unchanged && !version.sums_up() {
+            return Err(WireError::Number(run.state));
+        }
         if state == VisitState::Calm {
             calm += u64::from(run.len);
         }
-        if state != VisitState::Skipped {
-            counted += u64::from(run.len);
+        counted += run.counted();
+        if run.counted() > u64::from(run.len) {
+            return Err(WireError::Range);
         }
         if u64::from(run.slot.index) + u64::from(run.len) > u64::from(ARENA_SLOT_LIMIT)
             && state == VisitState::Merged
@@ -301,7 +306,12 @@ fn check_visit(runs: &[VisitRun], digests: &[Digest]) -> Result<(), WireError> {
             return Err(WireError::Range);
         }
     }
-    if calm != digests.len() as u64 || counted > u64::from(VISIT_PAGES) {
+    let most = if version.sums_up() {
+        MOST_VISITED
+    } else {
+        VISIT_PAGES
+    };
+    if calm != digests.len() as u64 || counted > u64::from(most) {
         return Err(WireError::Length);
     }
     Ok(())

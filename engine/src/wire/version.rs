@@ -10,6 +10,7 @@
 //! | 3 | digests are HighwayHash; those of version 2, SHA-256, would never be found |
 //! | 4 | `Split`, `Mode`. No older version is spoken |
 //! | 5 | arenas are named, kept and handed in (`Holds`, `Named`, `Keep`, `LetGo`); a range in greetings; `Processes`, `Scan` |
+//! | 6 | visits may be brief (`Unchanged`), and count more pages |
 
 use super::format::MessageBuffer;
 
@@ -25,6 +26,12 @@ impl Version {
     #[must_use]
     pub fn names_arenas(self) -> bool {
         self >= Version(5)
+    }
+
+    /// Whether agents may be asked for brief reports on visits, and for more pages than they have room for digests.
+    #[must_use]
+    pub fn sums_up(self) -> bool {
+        self >= Version(6)
     }
 
     /// That of a message.
@@ -55,7 +62,7 @@ impl Versions {
     /// What this program speaks.
     pub const SPOKEN: Self = Self {
         oldest: Version(4),
-        newest: Version(5),
+        newest: Version(6),
     };
 
     /// One version only.

@@ -266,6 +266,9 @@ impl Daemon {
         let Some(mm) = added else {
             return self.refuse(peer, RefusalReason::TooMany, buffer);
         };
+        if !version.sums_up() {
+            self.engine.ask_at_length(mm);
+        }
         // From here on the end of the connection takes the mm away again.
         let salt = self.engine.salt(domain);
         let data = epoll::EventData::new_u64(token | ENDED);

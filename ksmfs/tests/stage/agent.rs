@@ -244,11 +244,13 @@ fn owned(order: OrderRef<'_>) -> Order {
             limit,
             skip,
             nodes,
+            brief,
         } => Order::Visit {
             range,
             limit,
             skip: skip.to_vec(),
             nodes,
+            brief,
         },
         OrderRef::Donate { runs } => Order::Donate {
             runs: runs.to_vec(),

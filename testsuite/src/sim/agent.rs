@@ -69,6 +69,16 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) digests: &'a mut Digests,
 }
 
+/// Pages that are summed up together if nothing has changed in them.
+const BLOCK: u64 = 4;
+
+/// How a visit is to be made.
+struct How<'a> {
+    skip: &'a [PageRun],
+    nodes: bool,
+    brief: bool,
+}
+
 const NO_SLOT: Slot = Slot {
     arena: ArenaId(0),
     index: 0,
@@ -90,9 +100,15 @@ impl Process {
                 limit,
                 skip,
                 nodes,
+                brief,
             } => {
                 let limit = (*limit).min(willing);
-                self.visit(*range, limit, skip, *nodes, around)
+                let how = How {
+                    skip,
+                    nodes: *nodes,
+                    brief: *brief && !self.is_wordy,
+                };
+                self.visit(*range, limit, how, around)
             }
             Order::Donate { runs } => {
                 self.donation.borrow_mut().clear();
@@ -180,22 +196,37 @@ impl Process {
         &mut self,
         range: PageRun,
         limit: u32,
-        skip: &[PageRun],
-        nodes: bool,
+        How { skip, nodes, brief }: How<'_>,
         around: &mut Surroundings<'_>,
     ) -> Answer {
         let mut runs = Vec::new();
         let mut digests = Vec::new();
         let mut counted = 0;
         let mut end = range.end();
+        let mut unchanged_to = range.start;
         for page in range.start..range.end() {
+            if page < unchanged_to {
+                continue;
+            }
             if counted == limit {
                 end = page;
                 break;
             }
+            if brief && page.is_multiple_of(BLOCK) {
+                let block = PageRun::between(page, range.end().min(page + BLOCK));
+                if let Some(count) = self.unchanged(block, skip)
+                    && counted + count <= limit
+                {
+                    counted += count;
+                    push_unchanged(&mut runs, block, count);
+                    unchanged_to = block.end();
+                    continue;
+                }
+            }
             let skipped = skip.iter().any(|run| run.contains(page));
             let Some((state, slot)) = self.look_at(page, skipped, around, &mut digests) else {
                 self.seen.remove(&page);
+                self.said.remove(&page);
                 continue;
             };
             counted += u32::from(state != VisitState::Skipped);
@@ -219,7 +250,12 @@ impl Process {
             } else {
                 0
             };
-            push_visit(&mut runs, page, state, shared | huge, slot);
+            let more = shared | huge;
+            push_visit(&mut runs, page, state, more, slot);
+            // What a page that was passed over is has been said before.
+            if state != VisitState::Skipped {
+                self.said.insert(page, (state, more, slot));
+            }
         }
         Answer::Visited {
             end,
@@ -227,6 +263,48 @@ impl Process {
             runs,
             digests,
         }
+    }
+
+    /// How many pages of a block count, if all of it is as it was when it was last reported.
+    fn unchanged(&self, block: PageRun, skip: &[PageRun]) -> Option<u32> {
+        let mut count = 0;
+        for page in block.start..block.end() {
+            let there = self
+                .pages
+                .get(&page)
+                .filter(|page| !matches!(page, Page::ReadOnce | Page::Zeroed));
+            let there = there.filter(|_| self.mergeable.contains(&page));
+            let shared = if self.shares_frame(page) {
+                FRAME_SHARED
+            } else {
+                0
+            };
+            match (there, self.said.get(&page)) {
+                (None, None) => {}
+                (Some(Page::Merged { frame }), Some((VisitState::Merged, _, slot))) => {
+                    let name = self.names.get(&frame.arena());
+                    if name != Some(&slot.arena) || frame.slot.index != slot.index {
+                        return None;
+                    }
+                    count += 1;
+                }
+                (
+                    Some(Page::Private(content) | Page::Broken(content)),
+                    Some((VisitState::Calm | VisitState::CalmKnown, was_shared, _)),
+                ) => {
+                    let seen = self.seen.get(&page)?;
+                    let broken = matches!(there, Some(Page::Broken(_)));
+                    let huge = self.is_huge(page);
+                    let more = if huge { IN_HUGE_PAGE | shared } else { shared };
+                    if seen.content != *content || !seen.known || broken || *was_shared != more {
+                        return None;
+                    }
+                    count += u32::from(!skip.iter().any(|run| run.contains(page)));
+                }
+                _ => return None,
+            }
+        }
+        Some(count)
     }
 
     fn look_at(
@@ -368,6 +446,19 @@ impl Process {
 
 fn pages(runs: &[MapRun]) -> Vec<PageRun> {
     runs.iter().map(MapRun::pages).collect()
+}
+
+fn push_unchanged(runs: &mut Vec<VisitRun>, block: PageRun, counted: u32) {
+    let len = u32::try_from(block.len).expect("a block is short");
+    match runs.last_mut() {
+        Some(last)
+            if last.found() == Some(VisitState::Unchanged) && last.pages().end() == block.start =>
+        {
+            last.len += len;
+            last.slot.index += counted;
+        }
+        _ => runs.push(VisitRun::unchanged(block.start, len, counted)),
+    }
 }
 
 fn push_visit(runs: &mut Vec<VisitRun>, page: u64, state: VisitState, more: u32, slot: Slot) {

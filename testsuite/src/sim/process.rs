@@ -2,8 +2,8 @@
 
 use super::arenas::{Arenas, Frame, Key};
 use super::{Content, Mood};
-use ksm_engine::order::{Order, OrderId, Outcome};
-use ksm_engine::page::{ArenaId, DomainId, MmId, NumaNode, PageRun};
+use ksm_engine::order::{Order, OrderId, Outcome, VisitState};
+use ksm_engine::page::{ArenaId, DomainId, MmId, NumaNode, PageRun, Slot};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
@@ -79,6 +79,10 @@ pub struct Process {
     /// It may have pins that nobody can see.
     pub(crate) may_pin: bool,
     pub(crate) seen: BTreeMap<u64, Seen>,
+    /// What was said of pages at their last visit, and the slot of merged ones.
+    pub(crate) said: BTreeMap<u64, (VisitState, u32, Slot)>,
+    /// Its agent never sums up.
+    pub(crate) is_wordy: bool,
     pub(crate) connection: Option<Connection>,
     pub(crate) donation: Rc<RefCell<Vec<Content>>>,
     /// How the agent takes its next order.
@@ -115,6 +119,8 @@ impl Process {
             pinned: BTreeSet::new(),
             may_pin: false,
             seen: BTreeMap::new(),
+            said: BTreeMap::new(),
+            is_wordy: false,
             connection: None,
             donation: Rc::default(),
             mood: Mood::default(),
@@ -271,6 +277,7 @@ impl Process {
             Some(Page::ReadOnce | Page::Private(_) | Page::Broken(_)) | None => {}
         }
         self.seen.remove(&page);
+        self.said.remove(&page);
     }
 
     /// Zero pages that orders have placed and that are still there.

@@ -165,6 +165,7 @@ impl World {
         for seen in process.seen.values_mut() {
             seen.known = false;
         }
+        process.said.clear();
         process.names.clear();
         process.asked.clear();
         let merged =

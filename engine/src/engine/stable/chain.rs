@@ -139,7 +139,7 @@ impl StableTrees {
     /// A chain with one dup left is a plain node again, one without dups is nothing. The kernel's searches do that to
     /// all chains that they pass on their way down the tree; here a search passes none but its own, so the first one
     /// that comes does it to all.
-    pub(super) fn dissolve_short_chains(&mut self) {
+    pub(crate) fn dissolve_short_chains(&mut self) {
         for id in std::mem::take(&mut self.short_chains) {
             self.steps += 1;
             let Some(chain) = self.chains.get(id) else {

@@ -59,7 +59,7 @@ fn start(merger: &str, words: [&str; 4]) -> Result<(Memory, Part), String> {
     let mut memory = match merger {
         "kernel" | "none" => Memory::Plain(Anonymous::map(bytes).map_err(|e| e.to_string())?),
         socket => {
-            let config = Config::default().socket(Path::new(socket));
+            let config = Config::default().socket(Path::new(socket)).track_writes();
             let client = Client::start(&config).map_err(|e| e.to_string())?;
             let region = client.allocate(bytes).map_err(|e| e.to_string())?;
             Memory::Ours(client, region)

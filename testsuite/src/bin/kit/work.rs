@@ -51,8 +51,9 @@ impl Worker {
         if uid != 0 {
             testsuite::sys::become_user(uid).map_err(|error| format!("setuid: {error}"))?;
         }
-        let config = Config::default().socket(socket).versions(crate::versions());
-        let client = Client::start(&config).map_err(|e| e.to_string())?;
+        let config = Config::default().socket(socket).track_writes();
+        let client =
+            Client::start(&config.versions(crate::versions())).map_err(|e| e.to_string())?;
         let region = client
             .allocate(pages * PAGE_SIZE)
             .map_err(|e| e.to_string())?;
