@@ -625,7 +625,7 @@ fn an_older_client_is_spoken_to_as_it_speaks_itself() {
 fn a_client_with_no_version_in_common_is_told_so() {
     let daemon = Mounted::new();
     let pid = std::process::id().into();
-    for version in [0, 1, 2, 3, 6, 77, u16::MAX] {
+    for version in [0, 1, 2, 3, 7, 77, u16::MAX] {
         let agent = Agent::connect(&daemon.scratch.socket());
         agent.say_bytes(&bare_message(version, 1, [pid, 0, 0]));
         let refusal = next_bytes(&agent);
