@@ -368,6 +368,10 @@ impl<S: SlotStore> Engine<S> {
             return;
         }
         let digest = self.domain_of(item.mm()).unstable.digest(known.link);
+        if !known.is_listed() {
+            // It comes into the tree without having been looked for among the merged pages: the next visit does that.
+            self.change_item(item, |tracked| tracked.set_crowded(true));
+        }
         if let Some(twin) = self.search_or_insert(item) {
             self.meet(item, twin, digest);
         }
