@@ -18,7 +18,7 @@ use crate::space::change::Change;
 use crate::space::release::{Release, UnregisterError};
 use crate::space::{RegisterError, Space, figures};
 use crate::sys::memory::{Placed, page_of};
-use crate::sys::task::WAKE;
+use crate::sys::task::{self, WAKE};
 use crate::trust;
 use ksm_engine::page::{PAGE_SIZE, PageRun};
 use ksm_engine::wire::{Figures, MessageBuffer, MountDevice, ToAgent, ToDaemon, Versions};
@@ -180,10 +180,10 @@ impl Client {
         if presence.addresses != addresses {
             return Err(StartError::OtherSocket);
         }
-        if config.track_writes {
-            space.track_writes();
-        }
         let client = Self { presence };
+        if config.track_writes {
+            client.track_writes();
+        }
         client
             .present()
             .map_err(os("pthread_create of the steward"))?;
@@ -371,12 +371,31 @@ impl Client {
             .change_unmerged(run, userfaults.as_ref())
     }
 
-    /// The app is about to register pages with a userfaultfd of its own.
+    /// The app is about to register pages with a userfaultfd of its own, or to move them.
     pub fn end_tracking(&self, change: &mut Change<'_>, run: PageRun) {
         if self.presence.space.tracks_writes()
             && let Some(userfaults) = self.presence.borrow_userfaults()
         {
             change.end_tracking(&userfaults, run);
+        }
+    }
+
+    /// The app is about to give up the system calls that [`end_tracking`](Self::end_tracking) takes. Returns whether writes were
+    /// tracked.
+    pub fn end_all_tracking(&self, change: &mut Change<'_>) -> bool {
+        let space = self.presence.space;
+        let userfaults = self.presence.borrow_userfaults();
+        match userfaults.filter(|_| space.tracks_writes()) {
+            Some(userfaults) => change.end_all_tracking(space, &userfaults),
+            None => return false,
+        }
+        true
+    }
+
+    /// See [`Config::track_writes`].
+    pub fn track_writes(&self) {
+        if task::threads_have_pidfds() {
+            self.presence.space.track_writes();
         }
     }
 

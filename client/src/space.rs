@@ -440,6 +440,11 @@ impl Space {
         self.tracks_writes.store(1, Ordering::Relaxed);
     }
 
+    /// Ends it.
+    fn track_no_writes(&self) {
+        self.tracks_writes.store(0, Ordering::Relaxed);
+    }
+
     /// Whether the agent may.
     pub fn tracks_writes(&self) -> bool {
         self.tracks_writes.load(Ordering::Relaxed) != 0

@@ -97,6 +97,12 @@ fn calls_that_few_programs_make_mean_what_they_mean() {
 }
 
 #[test]
+fn memory_whose_writes_are_tracked_is_moved_whole() {
+    run("tracked_memory", &["moved"]);
+    run("tracked_memory", &["sandboxed"]);
+}
+
+#[test]
 fn calls_that_start_and_end_merging_answer_as_the_kernel_does() {
     let stage = Stage::new();
     let program = stage.program("answers");

@@ -65,6 +65,16 @@ impl Changing {
         }))
     }
 
+    /// Makes pages ready for what the kernel does not do where writes are tracked.
+    pub fn end_tracking(&mut self, run: PageRun) {
+        if self.first_registered(run).is_some()
+            && !sandbox::is_entered()
+            && let Some(client) = Client::current()
+        {
+            client.end_tracking(self, run);
+        }
+    }
+
     /// Ends it, and waits until the daemon was told of what is new.
     pub fn end_announced(self) {
         drop(self);

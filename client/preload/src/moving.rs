@@ -34,6 +34,8 @@ pub fn mremap(addr: usize, old_len: usize, new_len: usize, flags: usize, to: usi
         return request.make();
     };
     let was_registered = changing.first_registered(old) == Some(old);
+    // The kernel would move the mappings before the first tracked one, and then fail.
+    changing.end_tracking(old);
     let start = request.make_in_pieces(&mut changing)?;
     let new = pages(start, new_len);
     if start == addr {

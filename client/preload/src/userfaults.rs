@@ -5,7 +5,6 @@
 
 use crate::changing::{Changing, pages};
 use crate::sys::call::{Answer, call, wide};
-use ksm_client::Client;
 use rustix::io::Errno;
 
 /// `UFFDIO_REGISTER`.
@@ -17,8 +16,8 @@ pub fn register(fd: libc::c_int, argument: usize, start: u64, len: u64) -> Answe
     let number = |n: u64| usize::try_from(n).map_err(|_| Errno::INVAL);
     let run = pages(number(start)?, number(len)?);
     let mut changing = Changing::begin_unmerged(run)?;
-    if let (Some(changing), Some(client)) = (&mut changing, Client::current()) {
-        client.end_tracking(changing, run);
+    if let Some(changing) = &mut changing {
+        changing.end_tracking(run);
     }
     make()
 }

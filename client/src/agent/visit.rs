@@ -48,10 +48,9 @@ impl Agent {
         How { skip, nodes, brief }: How<'_>,
         out: &mut ReportBuffer,
     ) -> u64 {
-        let tracks = self.space.tracks_writes() && !nodes;
         self.rounds += u64::from(range.start <= self.last_visited);
         self.last_visited = range.start;
-        let tracker = tracks.then_some(Tracker {
+        let tracker = (!nodes).then_some(Tracker {
             pagemap: &self.pagemap,
             uffd: &self.userfaults.moving,
             skip,
@@ -87,7 +86,8 @@ impl Agent {
             let Some(region) = tables.registered(PageRun::between(at, range.end())) else {
                 return range.end();
             };
-            if let Some(tracker) = &tracker {
+            // Asked under the lock: an app that gives up tracking relies on it from then on.
+            if let Some(tracker) = tracker.as_ref().filter(|_| self.space.tracks_writes()) {
                 let rest = region.run();
                 if brief && rest.start >= look_to {
                     let passed = tracker.pass(&tables, rest, visitor.left, visitor.out);
@@ -111,13 +111,15 @@ impl Agent {
                     visitor.tracks = tracker.protect(&tables, region, rest.start);
                     visitor.trusts = visitor.tracks && !tracker.is_due(rest.start);
                 }
+            } else {
+                (visitor.tracks, visitor.trusts) = (false, false);
             }
             let region = region.run();
             let mut window = PageRun {
                 start: region.start,
                 len: region.len.min(WINDOW),
             };
-            if tracker.is_some() {
+            if protected_to > window.start {
                 // What is looked at has been protected before.
                 window.len = window.len.min(protected_to - window.start);
             }

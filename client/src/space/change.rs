@@ -170,9 +170,20 @@ impl Change<'_> {
         self.tables.lose_splices();
     }
 
-    /// Leaves pages to a userfaultfd of the app's own.
+    /// Ends the tracking of pages: the kernel does not let another userfaultfd have them, nor moves several mappings of
+    /// tracked pages.
     pub fn end_tracking(&mut self, userfaults: &Userfaults, run: PageRun) {
         self.tables.end_tracking(userfaults, run);
+    }
+
+    /// Ends the tracking of all pages, for good.
+    pub fn end_all_tracking(&mut self, space: &Space, userfaults: &Userfaults) {
+        space.track_no_writes();
+        let mut rest = PageRun::EVERYTHING;
+        while let Some(region) = self.first_registered(rest) {
+            self.end_tracking(userfaults, region);
+            rest = PageRun::between(region.end(), rest.end());
+        }
     }
 
     /// Whether this change is the first one that the daemon has yet to be told of.

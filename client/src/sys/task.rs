@@ -19,6 +19,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 pub const WAKE: Signal = Signal::URG;
 /// Makes a pidfd one of a thread, not of its process (Linux 6.9).
 pub const PIDFD_THREAD: PidfdFlags = PidfdFlags::from_bits_retain(OFlags::EXCL.bits());
+/// Whether the kernel has them, so that the steward's descriptors can be borrowed.
+#[must_use]
+pub fn threads_have_pidfds() -> bool {
+    pidfd_open(rustix::thread::gettid(), PIDFD_THREAD).is_ok()
+}
+
 /// All of a kernel signal set, as system calls take it.
 static EVERY_SIGNAL: u64 = !0;
 const SIGNAL_SET_BYTES: usize = 8;
