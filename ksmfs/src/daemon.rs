@@ -7,6 +7,7 @@
 mod adoption;
 mod aside;
 mod children;
+mod chores;
 mod donation;
 mod identity;
 mod inquiries;

@@ -203,3 +203,82 @@ impl Drop for Anonymous {
         let _ = unsafe { rustix::mm::munmap(self.at, self.len) };
     }
 }
+
+/// A page that whoever reads waits for, in system calls, too, until this is dropped.
+#[derive(Debug)]
+pub struct Unreadable {
+    at: *mut c_void,
+    /// Whose end lets everybody go on.
+    uffd: std::sync::Mutex<Option<rustix::fd::OwnedFd>>,
+}
+
+// SAFETY: the mapping is never read or written through this.
+unsafe impl Send for Unreadable {}
+// SAFETY: as above.
+unsafe impl Sync for Unreadable {}
+
+impl Unreadable {
+    /// Maps such a page.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn map() -> Result<Self, Errno> {
+        use linux_raw_sys::general::{
+            UFFD_API, UFFDIO_REGISTER_MODE_MISSING, uffdio_api, uffdio_range, uffdio_register,
+        };
+        use rustix::ioctl::{Updater, ioctl, opcode};
+        use rustix::mm::UserfaultfdFlags;
+        const GROUP: u8 = 0xaa;
+        const API: rustix::ioctl::Opcode = opcode::read_write::<uffdio_api>(GROUP, 0x3f);
+        const REGISTER: rustix::ioctl::Opcode = opcode::read_write::<uffdio_register>(GROUP, 0);
+        // SAFETY: a new mapping where the kernel likes.
+        let at = unsafe {
+            rustix::mm::mmap_anonymous(
+                std::ptr::null_mut(),
+                PAGE_SIZE,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE,
+            )
+        }?;
+        // SAFETY: it changes nothing of this process until memory is registered.
+        let uffd = unsafe { rustix::mm::userfaultfd(UserfaultfdFlags::CLOEXEC) }?;
+        let mut api = uffdio_api {
+            api: UFFD_API.into(),
+            features: 0,
+            ioctls: 0,
+        };
+        // SAFETY: UFFDIO_API reads and writes one `uffdio_api`.
+        let request = unsafe { Updater::<API, _>::new(&mut api) };
+        // SAFETY: as above.
+        unsafe { ioctl(&uffd, request) }?;
+        let mut register = uffdio_register {
+            range: uffdio_range {
+                start: at.addr() as u64,
+                len: PAGE_SIZE as u64,
+            },
+            mode: UFFDIO_REGISTER_MODE_MISSING.into(),
+            ioctls: 0,
+        };
+        // SAFETY: UFFDIO_REGISTER reads and writes one `uffdio_register`.
+        let request = unsafe { Updater::<REGISTER, _>::new(&mut register) };
+        // SAFETY: the page was mapped above, and nobody reads it but those who are to wait.
+        unsafe { ioctl(&uffd, request) }?;
+        let uffd = std::sync::Mutex::new(Some(uffd));
+        Ok(Self { at, uffd })
+    }
+
+    /// Writes the page to a file: takes the file's lock and waits.
+    pub fn write_to(&self, file: impl AsFd) {
+        let file = std::os::fd::AsRawFd::as_raw_fd(&file.as_fd());
+        // SAFETY: the page is mapped; what is read from it does not matter.
+        unsafe { libc::pwrite(file, self.at, PAGE_SIZE, 0) };
+    }
+
+    /// Lets everybody go on.
+    ///
+    /// # Panics
+    /// When somebody has panicked here.
+    pub fn release(&self) {
+        *self.uffd.lock().expect("nobody panics here") = None;
+    }
+}

@@ -79,6 +79,7 @@ fn may_join(pid: u32) -> bool {
 mod tests {
     use super::{Children, DISTRUST, PATIENCE};
     use crate::daemon::donation::DonationBuffer;
+    use ksm_engine::page::UserId;
     use ksm_engine::wire::{GONE, LEDGER_OFFSET, Ledger};
     use std::mem::offset_of;
     use std::time::Duration;
@@ -99,7 +100,7 @@ mod tests {
 
     #[test]
     fn children_are_waited_for_until_they_have_joined() {
-        let ledger = DonationBuffer::new(1).unwrap();
+        let ledger = DonationBuffer::new(1, UserId(0)).unwrap();
         let mut children = Children::default();
         let at = Duration::from_secs(50);
         assert_eq!(children.expect(&ledger, at), None);
@@ -118,7 +119,7 @@ mod tests {
 
     #[test]
     fn children_that_exec_or_end_are_not_waited_for() {
-        let ledger = DonationBuffer::new(1).unwrap();
+        let ledger = DonationBuffer::new(1, UserId(0)).unwrap();
         let mut children = Children::default();
         let mut ended = std::process::Command::new("true").spawn().unwrap();
         ended.wait().unwrap();
@@ -133,7 +134,7 @@ mod tests {
 
     #[test]
     fn a_process_that_only_claims_to_fork_makes_nobody_wait_for_long() {
-        let ledger = DonationBuffer::new(1).unwrap();
+        let ledger = DonationBuffer::new(1, UserId(0)).unwrap();
         let mut children = Children::default();
         let mut now = Duration::ZERO;
         let (mut waited, step) = (Duration::ZERO, Duration::from_millis(1));

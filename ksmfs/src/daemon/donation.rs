@@ -2,30 +2,61 @@
 //!
 //! It stays writable for the peer, who may change it at any time. So it is never mapped here: each page is read once,
 //! with `pread`, into memory of the daemon. That also means that no hole and no lack of memory in it can become a
-//! SIGBUS of the daemon.
+//! SIGBUS of the daemon. Nor is it written to or punched by the engine's thread: the peer can hold its lock.
 
+use super::chores;
 use ksm_engine::order::{DONATION_PAGES, Donation};
-use ksm_engine::page::{PAGE_SIZE, PageBytes};
+use ksm_engine::page::{PAGE_SIZE, PageBytes, UserId};
 use ksm_engine::wire::{BUFFER_PAGES, CHILDREN, LEDGER_OFFSET, Ledger};
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use std::cell::Cell;
 use std::mem::offset_of;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+/// How long giving back a buffer's memory is waited for.
+pub const FREEING: Duration = Duration::from_millis(100);
 
 /// The donation buffer of one peer.
 #[derive(Debug)]
 pub struct DonationBuffer {
-    memfd: OwnedFd,
+    memfd: Arc<OwnedFd>,
     copied: Cell<bool>,
+    user: UserId,
+    tidying: Arc<Tidying>,
+}
+
+/// What is being done to the buffer by other threads.
+#[derive(Debug, Default)]
+struct Tidying {
+    /// Its memory is being given back.
+    frees: AtomicBool,
+    /// Children are about to be called.
+    calls: AtomicBool,
+    /// Those with lower numbers.
+    called: AtomicU32,
+}
+
+/// Whether the memory of a buffer was given back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freed {
+    /// It was.
+    Done,
+    /// The peer has not let it be done for [`FREEING`].
+    HeldUp,
+    /// Nor before, so that it was not tried again.
+    NotTried,
 }
 
 impl DonationBuffer {
-    /// Makes a buffer that cannot change its size.
+    /// Makes a buffer that cannot change its size, for a process of `user`.
     ///
     /// # Errors
     /// When the system refuses.
-    pub fn new(ledger: u32) -> Result<Self, Errno> {
+    pub fn new(ledger: u32, user: UserId) -> Result<Self, Errno> {
         let flags = MemfdFlags::ALLOW_SEALING | MemfdFlags::CLOEXEC;
         let memfd = match rustix::fs::memfd_create(c"ksm-donation", flags | MemfdFlags::NOEXEC_SEAL)
         {
@@ -41,8 +72,10 @@ impl DonationBuffer {
             SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL,
         )?;
         Ok(Self {
-            memfd,
+            memfd: Arc::new(memfd),
             copied: Cell::new(false),
+            user,
+            tidying: Arc::default(),
         })
     }
 
@@ -59,11 +92,24 @@ impl DonationBuffer {
         self.number(offset_of!(Ledger, children) + place * size_of::<u32>())
     }
 
-    /// Calls the children with lower numbers.
+    /// Has the children with lower numbers called.
     pub fn call(&self, below: u32) {
-        let at = LEDGER_OFFSET + offset_of!(Ledger, called) as u64;
-        // Without memory for the page they come when they come.
-        let _ = rustix::io::pwrite(&self.memfd, &below.to_ne_bytes(), at);
+        let (memfd, tidying) = (Arc::clone(&self.memfd), Arc::clone(&self.tidying));
+        tidying.called.store(below, Ordering::SeqCst);
+        if tidying.calls.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let taken_on = chores::aside(self.user, move || {
+            // From here on others have to be called again.
+            tidying.calls.store(false, Ordering::SeqCst);
+            let below = tidying.called.load(Ordering::SeqCst).to_ne_bytes();
+            let at = LEDGER_OFFSET + offset_of!(Ledger, called) as u64;
+            // Without memory for the page they come when they come.
+            let _ = rustix::io::pwrite(&memfd, &below, at);
+        });
+        if !taken_on {
+            self.tidying.calls.store(false, Ordering::SeqCst);
+        }
     }
 
     fn number(&self, offset: usize) -> u32 {
@@ -76,12 +122,30 @@ impl DonationBuffer {
         }
     }
 
-    /// Gives the memory of donated pages back.
-    pub fn free(&self) {
-        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        let bytes = DONATION_PAGES * PAGE_SIZE;
-        // A peer may have forbidden it, by sealing: then it is his memory that stays in use.
-        let _ = rustix::fs::fallocate(&self.memfd, punch, 0, bytes as u64);
+    /// Gives the memory of donated pages back. Waits until that is done, for the next donation may come; but not long for a
+    /// peer that does not let it be done.
+    pub fn free(&self) -> Freed {
+        let (memfd, tidying) = (Arc::clone(&self.memfd), Arc::clone(&self.tidying));
+        if tidying.frees.swap(true, Ordering::AcqRel) {
+            return Freed::NotTried;
+        }
+        let (tell, told) = crossbeam_channel::bounded(1);
+        let taken_on = chores::aside(self.user, move || {
+            let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            let bytes = DONATION_PAGES * PAGE_SIZE;
+            // A peer may have forbidden it, by sealing: then it is his memory that stays in use.
+            let _ = rustix::fs::fallocate(&memfd, punch, 0, bytes as u64);
+            tidying.frees.store(false, Ordering::Release);
+            let _ = tell.send(());
+        });
+        if !taken_on {
+            self.tidying.frees.store(false, Ordering::Release);
+            return Freed::NotTried;
+        }
+        match told.recv_timeout(FREEING) {
+            Ok(()) => Freed::Done,
+            Err(_) => Freed::HeldUp,
+        }
     }
 
     /// Whether pages have been copied since this was asked last.
@@ -118,16 +182,16 @@ impl Donation for DonationBuffer {
 
 #[cfg(test)]
 mod tests {
-    use super::DonationBuffer;
+    use super::{DonationBuffer, Freed};
     use ksm_engine::order::{DONATION_PAGES, Donation};
-    use ksm_engine::page::PAGE_SIZE;
+    use ksm_engine::page::{PAGE_SIZE, UserId};
     use ksm_engine::wire::BUFFER_PAGES;
     use rustix::fs::FallocateFlags;
     use rustix::io::Errno;
 
     #[test]
     fn pages_arrive_as_the_peer_wrote_them() {
-        let buffer = DonationBuffer::new(1).unwrap();
+        let buffer = DonationBuffer::new(1, UserId(1)).unwrap();
         let last = DONATION_PAGES - 1;
         let at = last as u64 * PAGE_SIZE as u64;
         rustix::io::pwrite(buffer.descriptor(), &[7; PAGE_SIZE], at).unwrap();
@@ -138,18 +202,18 @@ mod tests {
 
     #[test]
     fn a_freed_buffer_holds_no_memory() {
-        let buffer = DonationBuffer::new(1).unwrap();
+        let buffer = DonationBuffer::new(1, UserId(1)).unwrap();
         let blocks = || rustix::fs::fstat(buffer.descriptor()).unwrap().st_blocks;
         let of_ledger = blocks();
         rustix::io::pwrite(buffer.descriptor(), &[7; PAGE_SIZE], 0).unwrap();
         assert!(blocks() > of_ledger);
-        buffer.free();
+        assert_eq!(buffer.free(), Freed::Done);
         assert_eq!(blocks(), of_ledger);
     }
 
     #[test]
     fn a_peer_that_punches_and_shrinks_does_no_harm() {
-        let buffer = DonationBuffer::new(1).unwrap();
+        let buffer = DonationBuffer::new(1, UserId(1)).unwrap();
         let fd = buffer.descriptor();
         assert_eq!(rustix::fs::ftruncate(fd, 0), Err(Errno::PERM));
         rustix::io::pwrite(fd, &[7; PAGE_SIZE], 0).unwrap();

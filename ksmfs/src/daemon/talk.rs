@@ -6,7 +6,7 @@
 
 use super::adoption::Holdings;
 use super::children::Children;
-use super::donation::DonationBuffer;
+use super::donation::{DonationBuffer, FREEING, Freed};
 use super::identity;
 use super::outbox::SendError;
 use super::peers::{Agent, Peer, Role};
@@ -14,7 +14,7 @@ use super::regions::Regions;
 use super::{Answer, Daemon, ENDED};
 use ksm_engine::engine::{ReportError, Written};
 use ksm_engine::order::{Order, OrderId};
-use ksm_engine::page::{ArenaId, DomainId};
+use ksm_engine::page::{ArenaId, DomainId, UserId};
 use ksm_engine::wire::{
     Birth, Figures, Hello, MessageBuffer, MountDevice, RefusalReason, ToAgent, ToDaemon, Version,
     Versions, WireError,
@@ -191,13 +191,21 @@ impl Daemon {
         while let Some((_, token)) = self.donated.front().copied().filter(|(due, _)| *due <= now) {
             self.donated.pop_front();
             let mut again = None;
-            self.with_peer(token, |_, peer| {
+            self.with_peer(token, |daemon, peer| {
                 if let Role::Agent(agent) = &mut peer.role
                     && let Some(last) = agent.donated
                 {
                     again = Some(last + BUFFER_REST).filter(|due| *due > now);
                     if again.is_none() {
-                        agent.donation.free();
+                        if agent.donation.free() == Freed::HeldUp {
+                            let user = UserId(peer.credentials.uid);
+                            log::warn!(
+                                "pid {} of uid {} holds its donation buffer",
+                                agent.app,
+                                user.0
+                            );
+                            daemon.engine.charge_waiting(user, FREEING);
+                        }
                         agent.donated = None;
                     }
                 }
@@ -255,8 +263,8 @@ impl Daemon {
         };
         let ledger = self.next_ledger;
         self.next_ledger = ledger.checked_add(1).unwrap_or(1);
-        let donation = DonationBuffer::new(ledger).map_err(Parting::Donation)?;
         let uid = peer.credentials.uid;
+        let donation = DonationBuffer::new(ledger, UserId(uid)).map_err(Parting::Donation)?;
         let parent = self.peers.with_ledger(hello.birth.ledger, uid);
         let parent = parent.map(|parent| parent.mm);
         let added = match parent {

@@ -13,7 +13,7 @@ use rustix::fs::{FallocateFlags, Mode, OFlags, SealFlags};
 use rustix::io::Errno;
 use std::mem::offset_of;
 use std::os::fd::{AsFd, AsRawFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use testsuite::content;
 
 /// How long an attacker listens before it looks whether it is over.
@@ -271,7 +271,7 @@ fn answers_late() {
         };
         agent.register(PAGE, 4);
         follow(field, &mut agent, |agent, id, range| {
-            let begin = std::time::Instant::now();
+            let begin = Instant::now();
             while begin.elapsed() < Duration::from_millis(4500) && !field.is_over() {
                 std::thread::sleep(LISTEN);
             }
@@ -420,4 +420,42 @@ fn follow_bumping(field: &Field, agent: &mut Agent, mut bump: impl FnMut()) {
             Some(_) => return,
         }
     }
+}
+
+/// How long after a donation the daemon has given the memory of its buffer back, or would have.
+const FREED: Duration = Duration::from_millis(500);
+
+/// The daemon reads what it donates, and must not wait for it: a file's lock can be held by writing to it from memory that
+/// never comes.
+#[test]
+fn holds_the_lock_of_its_donation_buffer() {
+    withstand(|field| {
+        let Some(mut agent) = field.join() else {
+            return;
+        };
+        let salt = agent.salt.unwrap();
+        let buffer = agent.descriptors[0].as_fd().try_clone_to_owned().unwrap();
+        agent.register(PAGE, 2);
+        let page = [7; PAGE_SIZE];
+        rustix::io::pwrite(&buffer, &page, 0).unwrap();
+        let digests = [salt.digest(&page); 2];
+        let trap = testsuite::sys::Unreadable::map().unwrap();
+        let trap = std::sync::Arc::new(trap);
+        let held = buffer.try_clone().unwrap();
+        let caught = std::sync::Arc::clone(&trap);
+        let holder = std::thread::spawn(move || caught.write_to(&held));
+        let begun = Instant::now();
+        follow(field, &mut agent, |agent, id, range| {
+            // The daemon goes on.
+            if begun.elapsed() > FREED {
+                field.deed();
+            }
+            let first = usize::try_from(range.start - PAGE).unwrap();
+            let digests = &digests[first..][..usize::try_from(range.len).unwrap()];
+            let runs = [run(range, VisitState::Calm, NOWHERE)];
+            visited(agent, id, range.end(), &runs, digests)
+        });
+        trap.release();
+        holder.join().unwrap();
+    });
 }
