@@ -198,12 +198,14 @@ pub fn converge(side: &Side<'_>, expected: Expected) -> io::Result<Vec<(f64, f64
     let mut curve = Vec::new();
     // Zero pages of processes that do not take part are counted, too, and stay.
     let zero = side.count("ksm_zero_pages")?;
+    // The kernel's have been counted since it was started.
+    let scans = side.count("full_scans")?;
     side.set("run", "1")?;
     until("the expected pages to be shared", OFTEN, |elapsed| {
         let part = if expected > 0.0 {
             float(merged(side, zero)?) / expected
         } else {
-            float(side.count("full_scans")?) / float(SCANS_OF_UNIQUE)
+            float(side.count("full_scans")? - scans) / float(SCANS_OF_UNIQUE)
         };
         curve.push((elapsed.as_secs_f64(), part.min(1.0)));
         Ok(part >= CONVERGED)
