@@ -184,7 +184,7 @@ impl Commission<'_> {
             match self.follow(link, agent, kept) {
                 Err(state) => return state,
                 Ok(true) => continue,
-                Ok(false) => {}
+                Ok(false) => handing_in::let_go_of_empty(self.presence.space, kept),
             }
             let mut watched = [
                 PollFd::new(link, PollFlags::IN),

@@ -19,8 +19,8 @@ const KIB: u64 = 2048;
 /// Pages that were unmerged stay in as many mappings as the agent had moved them in, until the app unmaps them: at most one
 /// for each page.
 const MAPS: usize = PAGES;
-/// Arenas that an agent may still have descriptors of: it closes them when the daemon lets the next one go.
-const KEPT: usize = 16;
+/// The same pages may lie in some more arenas than before, and an agent has a descriptor of each.
+const KEPT: usize = 2;
 const GAUGES: [&str; 8] = [
     "pages_shared",
     "pages_sharing",

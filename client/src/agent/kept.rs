@@ -18,6 +18,8 @@ pub struct Kept {
     /// In the place of our number for the arena: its inode, and the descriptor.
     arenas: [Option<(u64, OwnedFd)>; KEPT],
     most: usize,
+    /// What [`ArenaTable::emptied`] was when those of arenas that are not mapped were closed last.
+    emptied: u64,
 }
 
 impl Kept {
@@ -29,6 +31,7 @@ impl Kept {
         Self {
             arenas: [const { None }; KEPT],
             most: quarter.min(KEPT),
+            emptied: 0,
         }
     }
 
@@ -66,6 +69,9 @@ impl Kept {
 
     /// Closes those of arenas that are not mapped any more.
     pub fn let_go(&mut self, known: &ArenaTable) {
+        if std::mem::replace(&mut self.emptied, known.emptied()) == known.emptied() {
+            return;
+        }
         for (own, place) in (0..).zip(&mut self.arenas) {
             let is_mapped = |kept: &(u64, OwnedFd)| known.is_mapped(ArenaId(own), kept.0);
             if !place.as_ref().is_some_and(is_mapped) {

@@ -125,6 +125,13 @@ pub(super) fn let_go(space: &Space, kept: &mut Kept, names: &[ArenaId]) {
     kept.let_go(&tables.states.arenas);
 }
 
+/// Gives up the descriptors of arenas whose last page has gone, unless the app is in the way now.
+pub(super) fn let_go_of_empty(space: &Space, kept: &mut Kept) {
+    if let Some(tables) = space.step(PATIENCE) {
+        kept.let_go(&tables.states.arenas);
+    }
+}
+
 /// Waits for the app to get out of the way, however long.
 fn lock(space: &Space) -> Guard<'_, Tables> {
     loop {

@@ -28,6 +28,8 @@ struct Known {
 #[repr(C)]
 pub struct ArenaTable {
     count: usize,
+    /// How often the last mapped page of one has gone.
+    emptied: u64,
     known: [Known; ARENAS],
 }
 
@@ -136,15 +138,23 @@ impl ArenaTable {
 
     /// A page fewer is.
     pub(super) fn count_out(&mut self, own: ArenaId) {
-        if let Some(known) = self.get_mut(own) {
+        let emptied = self.get_mut(own).is_some_and(|known| {
             known.pages = known.pages.saturating_sub(1);
-        }
+            known.pages == 0
+        });
+        self.emptied += u64::from(emptied);
+    }
+
+    /// Another number after the last mapped page of any arena has gone.
+    pub fn emptied(&self) -> u64 {
+        self.emptied
     }
 
     pub(super) fn forget_counts(&mut self) {
         for known in self.all_mut() {
             known.pages = 0;
         }
+        self.emptied += 1;
     }
 }
 
