@@ -316,8 +316,9 @@ impl<S: SlotStore> Engine<S> {
                 }
             }
         };
+        let twin = self.search_or_insert(item);
         self.change_item(item, |tracked| tracked.set_crowded(crowded));
-        match self.search_or_insert(item) {
+        match twin {
             None => self.now_unstable(item),
             Some(twin) => self.meet(item, twin, digest),
         }
@@ -337,6 +338,10 @@ impl<S: SlotStore> Engine<S> {
             self.change_item(other, |tracked| tracked.set_listed(false));
         }
         self.change_item(item, |tracked| {
+            if !tracked.is_listed() {
+                // Unless it was looked for among the merged pages before, its next visit has to do that.
+                tracked.set_crowded(true);
+            }
             tracked.set_listed(true);
             tracked.position = sequence;
         });
@@ -368,10 +373,6 @@ impl<S: SlotStore> Engine<S> {
             return;
         }
         let digest = self.domain_of(item.mm()).unstable.digest(known.link);
-        if !known.is_listed() {
-            // It comes into the tree without having been looked for among the merged pages: the next visit does that.
-            self.change_item(item, |tracked| tracked.set_crowded(true));
-        }
         if let Some(twin) = self.search_or_insert(item) {
             self.meet(item, twin, digest);
         }
