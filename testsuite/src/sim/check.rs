@@ -8,6 +8,7 @@ use super::play::DOMAINS;
 use super::process::{Page, Process};
 use super::{Content, World};
 use ksm_engine::page::{DomainId, NumaNode};
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
@@ -68,7 +69,7 @@ struct Recount {
     /// Pages (process and number) that could merge and are not merged, by node and content.
     alone: BTreeMap<(NumaNode, Content), Vec<(u32, u64)>>,
     /// Frames that forks share, which are one page each.
-    frames: BTreeSet<*const ()>,
+    frames: BTreeSet<*const Cell<NumaNode>>,
 }
 
 /// What decides which pages a slot is for.

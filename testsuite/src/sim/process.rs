@@ -4,7 +4,7 @@ use super::arenas::{Arenas, Frame, Key};
 use super::{Content, Mood};
 use ksm_engine::order::{Order, OrderId, Outcome, VisitState};
 use ksm_engine::page::{ArenaId, DomainId, MmId, NumaNode, PageRun, Slot};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
@@ -99,8 +99,8 @@ pub struct Process {
     pub(crate) kept: BTreeSet<Key>,
     /// Merged pages that a fork brought, or another connection, which the engine may not have seen yet.
     pub(crate) inherited: BTreeSet<u64>,
-    /// The frames of private pages that were there at a fork, each shared by those who have not written since.
-    pub(crate) frames: BTreeMap<u64, Rc<()>>,
+    /// The frames of private pages that were there at a fork, each on one node and shared by those who have not written since.
+    pub(crate) frames: BTreeMap<u64, Rc<Cell<NumaNode>>>,
     /// The process that it was forked from.
     pub(crate) parent: Option<u32>,
     /// Numbers of the huge pages that are mapped as a whole.
@@ -152,7 +152,10 @@ impl Process {
     pub(crate) fn fork(&mut self, pid: u32) -> Self {
         for (page, what) in &self.pages {
             if matches!(what, Page::Private(_) | Page::Broken(_)) {
-                self.frames.entry(*page).or_default();
+                let node = self.nodes.get(page).copied().unwrap_or_default();
+                self.frames
+                    .entry(*page)
+                    .or_insert_with(|| Rc::new(Cell::new(node)));
             }
         }
         Self {
@@ -228,13 +231,19 @@ impl Process {
     pub fn migrate(&mut self, run: PageRun, node: NumaNode) {
         for page in run.start..run.end() {
             self.nodes.insert(page, node);
+            if let Some(frame) = self.frames.get(&page) {
+                frame.set(node);
+            }
         }
     }
 
     /// The node that a page is on, unless it is merged.
     #[must_use]
     pub fn node(&self, page: u64) -> NumaNode {
-        self.nodes.get(&page).copied().unwrap_or_default()
+        match self.frames.get(&page) {
+            Some(frame) => frame.get(),
+            None => self.nodes.get(&page).copied().unwrap_or_default(),
+        }
     }
 
     /// The app reads.
