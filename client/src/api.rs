@@ -21,7 +21,7 @@ use crate::sys::memory::{Placed, page_of};
 use crate::sys::task::{self, WAKE};
 use crate::trust;
 use ksm_engine::page::{PAGE_SIZE, PageRun};
-use ksm_engine::wire::{Figures, MessageBuffer, MountDevice, ToAgent, ToDaemon, Versions};
+use ksm_engine::wire::{Figures, Label, MessageBuffer, MountDevice, ToAgent, ToDaemon, Versions};
 use rustix::io::Errno;
 use rustix::net::SocketAddrUnix;
 use rustix::process::{Pid, kill_process};
@@ -34,7 +34,11 @@ pub struct Config {
     socket: Option<PathBuf>,
     versions: Option<Versions>,
     track_writes: bool,
+    label: Option<String>,
 }
+
+/// The environment variable that names the label.
+pub const LABEL_VARIABLE: &str = "KSMFS_LABEL";
 
 impl Config {
     /// Names the daemon's socket, instead of the rule in [`crate::socket_path`].
@@ -62,6 +66,20 @@ impl Config {
         self.track_writes = true;
         self
     }
+
+    /// Asks the daemon for the domain with this label, instead of the one that the environment variable `KSMFS_LABEL`
+    /// names. It is refused unless the daemon's policy lets this process have it. The empty label is none.
+    #[must_use]
+    pub fn label(mut self, label: impl Into<String>) -> Self {
+        self.label = Some(label.into());
+        self
+    }
+
+    fn chosen_label(&self) -> Result<Label, StartError> {
+        let here = || std::env::var(LABEL_VARIABLE).unwrap_or_default();
+        let name = self.label.clone().unwrap_or_else(here);
+        Label::new(&name).ok_or(StartError::Label(name))
+    }
 }
 
 /// Why a client could not be started.
@@ -75,6 +93,12 @@ pub enum StartError {
         /// Why: usually `ENAMETOOLONG`, for 107 bytes are the most.
         errno: Errno,
     },
+    /// No such label is possible.
+    #[error("{0:?} is no label: up to {most} letters, digits, and any of ._-", most = Label::LONGEST)]
+    Label(String),
+    /// The client of this process was started with another label.
+    #[error("the client of this process was started with another label already")]
+    OtherLabel,
     /// The client of this process was started with another socket.
     #[error("the client of this process was started with another socket already")]
     OtherSocket,
@@ -167,18 +191,26 @@ impl Client {
     /// When there is no memory, no thread can be made, or the path is unusable.
     pub fn start(config: &Config) -> Result<Self, StartError> {
         let addresses = addresses(config)?;
+        let label = config.chosen_label()?;
         let os = |call| move |errno| StartError::Os { call, errno };
         let space = Space::get_or_create().map_err(os("mmap of the client's state"))?;
         fork::watch().map_err(os("pthread_atfork"))?;
         if !fork::claim_for_client() {
             return Err(StartError::Embedded);
         }
-        let versions = config.versions.unwrap_or(Versions::SPOKEN);
+        let mut versions = config.versions.unwrap_or(Versions::SPOKEN);
+        if !label.is_empty() {
+            // An older daemon would let this process share pages that it asks not to share.
+            versions = versions.with_labels();
+        }
         let presence = PRESENCE
-            .get_or_keep(|| Presence::new(space, addresses.clone(), versions))
+            .get_or_keep(|| Presence::new(space, addresses.clone(), versions, label))
             .map_err(os("mmap of the agent's memory"))?;
         if presence.addresses != addresses {
             return Err(StartError::OtherSocket);
+        }
+        if presence.label != label {
+            return Err(StartError::OtherLabel);
         }
         let client = Self { presence };
         if config.track_writes {

@@ -7,7 +7,9 @@ use crate::link_state::LinkState;
 use crate::sys::peer::peer_of;
 use crate::trust;
 use ksm_engine::digest::Salt;
-use ksm_engine::wire::{HANDED_IN, Hello, MessageBuffer, ToAgent, ToDaemon, Version, Versions};
+use ksm_engine::wire::{
+    HANDED_IN, Hello, MessageBuffer, RefusalReason, ToAgent, ToDaemon, Version, Versions,
+};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Timespec;
 use rustix::io::{Errno, IoSlice, IoSliceMut};
@@ -96,9 +98,14 @@ impl Link {
         self.version = hello.versions.oldest;
         self.send(&ToDaemon::Hello(hello), buffer)?;
         self.wait_for(PollFlags::IN)?;
-        let (received, version) = self
-            .receive_of_any_version(buffer)?
-            .ok_or(LinkState::NoDaemon(Errno::TIMEDOUT))?;
+        let answer = match self.receive_of_any_version(buffer) {
+            // A daemon that knows no labels takes a greeting with one for nonsense, and hangs up.
+            Err(LinkState::NoDaemon(Errno::CONNRESET)) if !hello.label.is_empty() => {
+                return Err(LinkState::Refused(RefusalReason::Version));
+            }
+            answer => answer?,
+        };
+        let (received, version) = answer.ok_or(LinkState::NoDaemon(Errno::TIMEDOUT))?;
         let (answer, [donation, device]) = received;
         if !matches!(answer, ToAgent::Refused(_)) && !hello.versions.contain(version) {
             return Err(LinkState::Protocol);
@@ -224,5 +231,48 @@ impl Link {
 impl AsFd for Link {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Link, LinkState};
+    use ksm_engine::wire::{
+        Birth, Hello, Label, MAX_MESSAGE, MessageBuffer, RefusalReason, Versions,
+    };
+    use rustix::io::Errno;
+    use rustix::net::{
+        AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType, accept, bind, listen,
+        recv, socket_with,
+    };
+
+    #[test]
+    fn a_daemon_that_hangs_up_on_a_label_is_too_old_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let address = SocketAddrUnix::new(dir.path().join("s")).unwrap();
+        let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+        let listener = socket_with(family, kind, SocketFlags::CLOEXEC, None).unwrap();
+        bind(&listener, &address).unwrap();
+        listen(&listener, 1).unwrap();
+        let greeted = |label: &str| {
+            let mut link = Link::connect(&address).unwrap();
+            let hello = Hello {
+                pid: 1,
+                parent: 0,
+                birth: Birth::default(),
+                versions: Versions::SPOKEN.with_labels(),
+                label: Label::new(label).unwrap(),
+            };
+            let mut buffer = Box::new(MessageBuffer([0; MAX_MESSAGE]));
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    let peer = accept(&listener).unwrap();
+                    recv(&peer, &mut [0_u8; 100][..], RecvFlags::empty()).unwrap();
+                });
+                link.greet(hello, &mut buffer).unwrap_err()
+            })
+        };
+        assert_eq!(greeted(""), LinkState::NoDaemon(Errno::CONNRESET));
+        assert_eq!(greeted("web"), LinkState::Refused(RefusalReason::Version));
     }
 }

@@ -51,6 +51,15 @@ impl fmt::Display for LinkState {
                 "the daemon speaks no version of the protocol that this program speaks: one of the two is too old",
             ),
             Self::Refused(RefusalReason::Stopping) => f.write_str("the daemon is stopping"),
+            Self::Refused(RefusalReason::Policy) => {
+                f.write_str("the daemon's policy keeps this process from being merged")
+            }
+            Self::Refused(RefusalReason::Label) => {
+                f.write_str("the daemon's policy does not let this process have its label")
+            }
+            Self::Refused(RefusalReason::Regions) => {
+                f.write_str("this user has registered too many separate regions")
+            }
             Self::Protocol => f.write_str("the daemon speaks another version of the protocol"),
             Self::NoUserfaultfd(errno) => write!(
                 f,
@@ -114,12 +123,9 @@ fn from_word(word: u64) -> LinkState {
         1 => LinkState::Connected,
         2 => LinkState::NoDaemon(errno()),
         3 => LinkState::Untrusted { uid: detail },
-        4 => LinkState::Refused(match detail {
-            1 => RefusalReason::WrongPid,
-            2 => RefusalReason::TooMany,
-            4 => RefusalReason::Version,
-            _ => RefusalReason::Stopping,
-        }),
+        4 => LinkState::Refused(
+            RefusalReason::from_number(detail).unwrap_or(RefusalReason::Stopping),
+        ),
         5 => LinkState::Protocol,
         6 => LinkState::NoUserfaultfd(errno()),
         7 => LinkState::OldKernel,
@@ -133,15 +139,15 @@ mod tests {
 
     #[test]
     fn every_state_survives_the_word() {
+        for reason in RefusalReason::ALL {
+            let state = LinkState::Refused(reason);
+            assert_eq!(LinkWord::new(state).get(), state);
+        }
         for state in [
             LinkState::Starting,
             LinkState::Connected,
             LinkState::NoDaemon(Errno::CONNREFUSED),
             LinkState::Untrusted { uid: u32::MAX },
-            LinkState::Refused(RefusalReason::WrongPid),
-            LinkState::Refused(RefusalReason::TooMany),
-            LinkState::Refused(RefusalReason::Stopping),
-            LinkState::Refused(RefusalReason::Version),
             LinkState::Protocol,
             LinkState::NoUserfaultfd(Errno::PERM),
             LinkState::OldKernel,

@@ -14,7 +14,7 @@ use crate::sys::task::{self, PIDFD_THREAD, WAKE};
 use crate::sys::uffd::Userfaults;
 use crate::tickets::{Tickets, wait_until};
 use crate::word::{wait, wake_all};
-use ksm_engine::wire::{Birth, CHILDREN, GONE, Versions};
+use ksm_engine::wire::{Birth, CHILDREN, GONE, Label, Versions};
 use rustix::io::Errno;
 use rustix::net::SocketAddrUnix;
 use rustix::process::{Pid, PidfdGetfdFlags, kill_process, pidfd_getfd, pidfd_open};
@@ -39,6 +39,8 @@ pub struct Presence {
     pub addresses: [Option<SocketAddrUnix>; 2],
     /// The versions of the protocol that are spoken.
     pub versions: Versions,
+    /// The domain that is asked for.
+    pub label: Label,
     /// The stack of the steward.
     steward_stack: Stack,
     /// The stack of the agent.
@@ -88,11 +90,13 @@ impl Presence {
         space: &'static Space,
         addresses: [Option<SocketAddrUnix>; 2],
         versions: Versions,
+        label: Label,
     ) -> Result<Self, Errno> {
         let new = Self {
             space,
             addresses,
             versions,
+            label,
             steward_stack: Stack::map(STACK_PAGES)?,
             agent_stack: Stack::map(STACK_PAGES)?,
             desk: Workplace::map()?,

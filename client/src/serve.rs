@@ -256,6 +256,7 @@ impl Commission<'_> {
                 handing_in::let_go(space, kept, arenas);
                 return Ok(true);
             }
+            ToAgent::Refused(reason) => return Err(LinkState::Refused(reason)),
             _ => return Err(LinkState::Protocol),
         };
         let report = agent.handle(&order, arena.as_ref().map(AsFd::as_fd), report);

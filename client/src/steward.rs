@@ -62,6 +62,7 @@ pub fn connect(
         parent: presence.parent.load(Ordering::Acquire),
         birth: presence.birth(),
         versions: presence.versions,
+        label: presence.label,
     };
     let mut why = LinkState::NoDaemon(Errno::NOENT);
     for address in presence.addresses.iter().flatten() {

@@ -8,7 +8,7 @@
 //! The parts: [`mm`] address spaces and cursor, [`items`] rmap items, [`stable`] and [`unstable`] the trees,
 //! [`arenas`] slots, [`scan`] batches, [`visits`] what they look at, [`visit`] the merge routine, [`merge`] donations and mappings, [`retire`] moving
 //! out of sparse arenas, [`refile`] to fuller dups, [`huge`] parts of huge pages, [`control`] knobs, [`advisor`], [`outbox`] orders,
-//! [`patience`] who is waited for.
+//! [`patience`] who is waited for, [`quota`] how much one may have.
 
 mod advisor;
 mod arenas;
@@ -22,6 +22,7 @@ mod merge;
 mod mm;
 mod outbox;
 mod patience;
+mod quota;
 mod refile;
 mod retire;
 mod scan;
@@ -52,6 +53,7 @@ use std::time::Duration;
 use unstable::UnstableTrees;
 
 pub use control::{Extras, Knobs, Ticket, Written};
+pub use quota::Quotas;
 
 /// Bytes that the kernel spends on an rmap item: what the profit figures count.
 pub const RMAP_ITEM_SIZE: i64 = 64;
@@ -166,6 +168,8 @@ pub struct Engine<S> {
     copies: Vec<PageBytes>,
     outbox: Outbox,
     patience: patience::Patience,
+    quotas: Quotas,
+    tracked: quota::Tracked,
     requests: VecDeque<control::Request>,
     next_ticket: u64,
     finished: VecDeque<(Ticket, Result<(), WriteError>)>,
@@ -204,6 +208,8 @@ impl<S: SlotStore> Engine<S> {
             copies: Vec::new(),
             outbox: Outbox::default(),
             patience: patience::Patience::default(),
+            quotas: Quotas::default(),
+            tracked: quota::Tracked::default(),
             requests: VecDeque::new(),
             next_ticket: 0,
             finished: VecDeque::new(),
@@ -630,6 +636,9 @@ impl<S: SlotStore> Engine<S> {
     /// A new open arena for pages of `domain` on `numa`. `None`, and a logged reason, if the system has no room for one.
     fn open_arena(&mut self, domain: DomainId, numa: Option<NumaNode>) -> Option<ArenaId> {
         let id = ArenaId(self.next_arena);
+        if !self.may_open_arena(domain, id) {
+            return None;
+        }
         if let Err(error) = self.store.create(id, domain, numa) {
             log::warn!("merging is held back: {error}");
             return None;

@@ -6,12 +6,14 @@
 //! bytes (`SCM_RIGHTS`); which message may carry how many is written at its variant.
 
 mod format;
+mod label;
 mod ledger;
 mod to_agent;
 mod to_daemon;
 mod version;
 
 pub use format::{Full, MAX_MESSAGE, MessageBuffer, WireError};
+pub use label::Label;
 pub use ledger::{BUFFER_PAGES, Birth, CHILDREN, GONE, LEDGER_OFFSET, Ledger};
 pub use to_agent::{
     Figures, MountDevice, NamedArena, OUTCOMES, ProcessFigures, RefusalReason, ToAgent,

@@ -10,7 +10,7 @@ use ksm_engine::order::{
 };
 use ksm_engine::page::{ArenaId, Digest, PageRun, Slot};
 use ksm_engine::wire::{
-    Birth, Figures, HeldArena, Hello, MAX_MESSAGE, MessageBuffer, MountDevice, NamedArena,
+    Birth, Figures, HeldArena, Hello, Label, MAX_MESSAGE, MessageBuffer, MountDevice, NamedArena,
     ProcessFigures, RefusalReason, ToAgent, ToDaemon, Versions,
 };
 
@@ -122,7 +122,8 @@ fn the_daemon_survives_damaged_messages() {
             ledger: 1,
             number: 2,
         },
-        versions: Versions::SPOKEN,
+        versions: Versions::only(7),
+        label: Label::new("web-1").unwrap(),
     };
     let messages = [
         ToDaemon::Hello(hello),

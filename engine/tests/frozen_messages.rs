@@ -8,7 +8,7 @@ use ksm_engine::order::{
 };
 use ksm_engine::page::{ArenaId, Digest, PageRun, Slot};
 use ksm_engine::wire::{
-    Birth, Figures, Hello, MAX_MESSAGE, MessageBuffer, MountDevice, RefusalReason, ToAgent,
+    Birth, Figures, Hello, Label, MAX_MESSAGE, MessageBuffer, MountDevice, RefusalReason, ToAgent,
     ToDaemon, Version, Versions,
 };
 
@@ -79,6 +79,7 @@ fn what_an_agent_says_is_understood_and_said_alike() {
             number: 2,
         },
         versions: Versions::only(4),
+        label: Label::default(),
     });
     let bytes = message(1, 0, [17, 16, 1 << 32 | 2], [0, 0], &[]);
     let buffer = in_buffer(&bytes);
@@ -266,11 +267,67 @@ fn only_newer_peers_sum_up_and_are_asked_to() {
         Version(version).stamp(&mut buffer);
         ToDaemon::decode(&buffer.0[..bytes.len()]).is_ok()
     };
-    for version in 4..=6 {
+    for version in 4..=7 {
         assert!(visit(version, 2048), "{version}");
-        assert_eq!(visit(version, 2049), version == 6, "{version}");
-        assert_eq!(visit(version, 1 << 33 | 64), version == 6, "{version}");
-        assert_eq!(unchanged(version), version == 6, "{version}");
+        assert_eq!(visit(version, 2049), version >= 6, "{version}");
+        assert_eq!(visit(version, 1 << 33 | 64), version >= 6, "{version}");
+        assert_eq!(unchanged(version), version >= 6, "{version}");
+    }
+}
+
+/// Labels came with version 7. A greeting without one is what it always was.
+#[test]
+fn only_a_greeting_that_is_for_newer_daemons_alone_has_a_label() {
+    let greeting = |versions, label: &str| {
+        let label = Label::new(label).expect("a label");
+        let mut buffer = in_buffer(&[]);
+        let hello = ToDaemon::Hello(Hello {
+            pid: 17,
+            parent: 16,
+            birth: Birth::default(),
+            versions,
+            label,
+        });
+        let len = hello.encode(&mut buffer).expect("it fits");
+        let bytes = &buffer.0[..len];
+        assert_eq!(bytes.len(), HEADER + label.as_bytes().len());
+        let understood = ToDaemon::decode(bytes) == Ok(hello);
+        (understood, bytes.to_vec())
+    };
+    let spoken = Versions::SPOKEN;
+    assert_eq!(
+        greeting(spoken, ""),
+        (true, message(1, 7, [17, 16, 0], [0, 0], &[]))
+    );
+    for version in 4..7 {
+        assert!(greeting(Versions::only(version), "").0, "{version}");
+        assert!(!greeting(Versions::only(version), "web").0, "{version}");
+    }
+    let mut wanted = message(1, 7, [17, 16, 0], [3, 0], b"web");
+    wanted[4] = 7;
+    assert_eq!(greeting(spoken.with_labels(), "web"), (true, wanted));
+    for bad in [&b"a/b"[..], &[b'x'; Label::LONGEST + 1]] {
+        let count = u32::try_from(bad.len()).expect("short");
+        let mut bytes = message(1, 7, [17, 16, 0], [count, 0], bad);
+        bytes[4] = 7;
+        let buffer = in_buffer(&bytes);
+        assert!(ToDaemon::decode(&buffer.0[..bytes.len()]).is_err());
+    }
+}
+
+/// Reasons that came with version 7 are told to older agents in the words of theirs.
+#[test]
+fn a_refusal_is_one_that_the_agent_knows() {
+    for reason in RefusalReason::ALL {
+        for version in 4..=7 {
+            let told = reason.told_to(Version(version)) as u32;
+            let known = if version < 7 {
+                told <= 4
+            } else {
+                told == reason as u32
+            };
+            assert!(known, "{reason:?} at {version}");
+        }
     }
 }
 

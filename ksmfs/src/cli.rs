@@ -1,7 +1,9 @@
 //! The command line.
 
 use crate::demo;
-use crate::running::{DEFAULT_PEERS_PER_USER, Options};
+use crate::policy::{Policy, PolicyError};
+use crate::quotas::Quotas;
+use crate::running::Options;
 use clap::{Args, Parser, Subcommand};
 use ksm_engine::engine::Extras;
 use ksm_engine::knobs::KsmFile;
@@ -24,6 +26,9 @@ pub enum Command {
     Mount(MountArgs),
     /// Run a command that finds ksmfs at /sys/kernel/mm/ksm, and whose memory can be merged
     Exec(ExecArgs),
+    /// Look at a file that says which processes may have pages in common
+    #[command(subcommand)]
+    Policy(PolicyCommand),
     /// Show what was merged and saved
     Status(StatusArgs),
     /// Have a running daemon scan everything once, now, and wait for the end of it
@@ -35,6 +40,16 @@ pub enum Command {
     /// A worker of the demo
     #[command(hide = true)]
     DemoWorker(DemoWorkerArgs),
+}
+
+/// What to do with a policy.
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// Say whether a daemon would start with it, and what is wrong in which line if not
+    Check {
+        /// The file
+        file: PathBuf,
+    },
 }
 
 /// Arguments of a worker of the demo.
@@ -74,14 +89,29 @@ pub struct DaemonArgs {
     #[arg(long = "set", value_name = "FILE=VALUE", value_parser = parse_setting)]
     pub settings: Vec<(KsmFile, String)>,
     /// Most processes of one user that may join
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_PEERS_PER_USER)]
+    #[arg(long, value_name = "N", default_value_t = Quotas::PEERS)]
     pub max_peers: usize,
+    /// Most separate regions of one user's processes
+    #[arg(long, value_name = "N", default_value_t = Quotas::REGIONS)]
+    pub max_regions: usize,
+    /// Most pages of one user that are kept a record of [default: four times those of this machine]
+    #[arg(long, value_name = "N")]
+    pub max_pages: Option<u64>,
+    /// Most MiB of merged pages in one domain [default: half of this machine's memory]
+    #[arg(long, value_name = "MIB")]
+    pub max_merged: Option<u64>,
+    /// Keep all rights, for debugging
+    #[arg(long)]
+    pub no_sandbox: bool,
     /// Move pages of merged copies with few sharers to fuller ones, at most so many per cent of the pages scanned
     #[arg(long, value_name = "SHARE", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
     pub refile: u8,
     /// Merge nothing, and count what would be: see `status --processes`. Looks at all pages in each scan (smart_scan 0)
     #[arg(long)]
     pub dry_run: bool,
+    /// A file that says which processes may have pages in common [default: those of one user]
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
     /// Let equal pages meet that smart_scan looks at in different scans; the kernel never merges some of them
     #[arg(long)]
     pub meet_phases: bool,
@@ -94,7 +124,7 @@ pub struct DaemonArgs {
 #[derive(Debug, Args)]
 pub struct ExecArgs {
     /// Use the daemon that listens here [default: as for `mount`, and one of the command's own if none runs]
-    #[arg(long, value_name = "PATH", conflicts_with_all = ["own", "run", "settings", "max_peers", "refile", "meet_phases", "huge_pages_as_ksmd", "dry_run"])]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["own", "run", "settings", "max_peers", "refile", "meet_phases", "huge_pages_as_ksmd", "dry_run", "policy", "max_regions", "max_pages", "max_merged", "no_sandbox"])]
     pub socket: Option<PathBuf>,
     /// Start a daemon for this command and its children, even if another one runs; so do the options below
     #[arg(long)]
@@ -125,8 +155,8 @@ impl ExecArgs {
         let daemon = &self.daemon;
         let preset = daemon.run.is_some() || !daemon.settings.is_empty();
         let ours = daemon.meet_phases || daemon.huge_pages_as_ksmd || daemon.dry_run;
-        let extras = daemon.refile > 0 || ours;
-        self.own || preset || extras || daemon.max_peers != DEFAULT_PEERS_PER_USER
+        let extras = daemon.refile > 0 || ours || daemon.policy.is_some();
+        self.own || preset || extras || daemon.quotas() != Quotas::default() || daemon.no_sandbox
     }
 }
 
@@ -172,34 +202,52 @@ pub struct SettleArgs {
 
 impl MountArgs {
     /// The daemon that is asked for, listening at `socket`.
-    #[must_use]
-    pub fn options(&self, socket: PathBuf) -> Options {
+    ///
+    /// # Errors
+    /// When there is no such policy.
+    pub fn options(&self, socket: PathBuf) -> Result<Options, PolicyError> {
         self.daemon.options(self.directory.clone(), socket)
     }
 }
 
 impl DaemonArgs {
+    fn quotas(&self) -> Quotas {
+        let default = Quotas::default();
+        let merged = self.max_merged.map(|mib| mib.saturating_mul(1 << 20));
+        Quotas {
+            peers: self.max_peers,
+            regions: self.max_regions,
+            pages: self.max_pages.unwrap_or(default.pages),
+            merged: merged.unwrap_or(default.merged),
+        }
+    }
+
     /// A daemon with these values.
-    #[must_use]
-    pub fn options(&self, directory: PathBuf, socket: PathBuf) -> Options {
+    ///
+    /// # Errors
+    /// When there is no such policy.
+    pub fn options(&self, directory: PathBuf, socket: PathBuf) -> Result<Options, PolicyError> {
+        let policy = self.policy.as_deref().map(Policy::load).transpose()?;
         let run = self.run.map(|run| (KsmFile::Run, run.to_string()));
         let look_at_all = self.dry_run.then(|| (KsmFile::SmartScan, "0".to_owned()));
-        Options {
+        Ok(Options {
             // Scanning starts with the other values in force.
             knobs: look_at_all
                 .into_iter()
                 .chain(self.settings.iter().cloned())
                 .chain(run)
                 .collect(),
-            peers_per_user: self.max_peers,
+            quotas: self.quotas(),
+            sandbox: !self.no_sandbox,
             extras: Extras {
                 refile_percent: self.refile,
                 meet_phases: self.meet_phases,
                 huge_pages_as_ksmd: self.huge_pages_as_ksmd,
                 dry_run: self.dry_run,
             },
+            policy: policy.unwrap_or_default(),
             ..Options::new(directory, socket)
-        }
+        })
     }
 }
 
@@ -236,7 +284,7 @@ mod tests {
         let Command::Mount(args) = Cli::parse_from(line).command else {
             panic!("not a mount");
         };
-        let knobs = args.options("/s".into()).knobs;
+        let knobs = args.options("/s".into()).unwrap().knobs;
         let wanted = [(KsmFile::PagesToScan, "7"), (KsmFile::Run, "1")];
         assert_eq!(knobs, wanted.map(|(file, value)| (file, value.to_owned())));
     }
@@ -248,7 +296,7 @@ mod tests {
             let Command::Mount(args) = Cli::parse_from(line).command else {
                 panic!("not a mount");
             };
-            args.options("/s".into()).extras
+            args.options("/s".into()).unwrap().extras
         };
         assert_eq!(extras(&[]), Extras::default());
         let all = Extras {

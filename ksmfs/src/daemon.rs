@@ -8,6 +8,7 @@ mod adoption;
 mod aside;
 mod children;
 mod chores;
+mod domains;
 mod donation;
 mod identity;
 mod inquiries;
@@ -19,7 +20,10 @@ mod sys;
 mod talk;
 
 use crate::mailbox::{Inbox, ProcessReply, ReadReply, Request, WriteReply};
+use crate::policy::Policy;
+use crate::quotas::Quotas;
 use aside::{Closer, Sealer};
+use domains::Domains;
 use ksm_engine::arena::MemfdStore;
 use ksm_engine::engine::{Engine, Extras, Ticket, Written};
 use ksm_engine::knobs::{KsmFile, WriteError};
@@ -52,6 +56,8 @@ const ENDED: u64 = 1 << 63;
 
 /// Messages of one peer that are heard before it is the next peer's turn.
 const MESSAGES_PER_TURN: usize = 16;
+/// And of all peers of one user: however many they are, others have their turn.
+const MESSAGES_OF_USER: usize = 256;
 /// How long zero pages are counted before a reader gets the number last known.
 const COUNT_PATIENCE: Duration = Duration::from_millis(500);
 /// Rounds of hearing all peers before a request is served, even if they never fall quiet.
@@ -77,11 +83,12 @@ pub struct Daemon {
     sealer: Sealer,
     /// Somebody is to be sent descriptors to keep.
     descriptors_are_due: bool,
+    domains: Domains,
     /// `/dev/userfaultfd`, to pass on.
     uffd: Option<OwnedFd>,
     /// Where its files are.
     mount: MountDevice,
-    most_per_user: usize,
+    quotas: Quotas,
     /// The versions of the protocol that are spoken.
     versions: Versions,
     /// Requests that wait for children to join.
@@ -132,7 +139,7 @@ impl std::fmt::Debug for Daemon {
 }
 
 impl Daemon {
-    /// A daemon with the kernel's default values, which may have at most `most_per_user` peers of each user.
+    /// A daemon with the kernel's default values, of which each user may have so much.
     ///
     /// # Errors
     /// When the system has no epoll descriptor or no random bytes for it.
@@ -140,7 +147,7 @@ impl Daemon {
         listener: Listener,
         inbox: Inbox,
         uffd: Option<OwnedFd>,
-        most_per_user: usize,
+        quotas: Quotas,
     ) -> Result<Self, Errno> {
         let mut secret = [0; 32];
         let got = rustix::rand::getrandom(&mut secret, rustix::rand::GetRandomFlags::empty())?;
@@ -153,19 +160,22 @@ impl Daemon {
         epoll::add(&epoll, inbox.wake(), token(INBOX), epoll::EventFlags::IN)?;
         let sealer = Sealer::new()?;
         epoll::add(&epoll, sealer.ready(), token(SEALED), epoll::EventFlags::IN)?;
+        let mut engine = Engine::new(MemfdStore::new(), secret);
+        engine.set_quotas(quotas.of_engine());
         Ok(Self {
-            engine: Engine::new(MemfdStore::new(), secret),
+            engine,
             started: Instant::now(),
             epoll,
             listener,
             inbox,
             peers: Peers::new(FIRST_PEER),
+            domains: Domains::new(Policy::default()),
             closer: Closer::new(),
             sealer,
             descriptors_are_due: false,
             uffd,
             mount: MountDevice::default(),
-            most_per_user,
+            quotas,
             versions: Versions::SPOKEN,
             requests: VecDeque::new(),
             writers: HashMap::new(),
@@ -196,6 +206,11 @@ impl Daemon {
     /// Has it speak these versions of the protocol only.
     pub fn set_versions(&mut self, versions: Versions) {
         self.versions = versions;
+    }
+
+    /// Says who may have pages in common. Before the first peer connects.
+    pub fn set_policy(&mut self, policy: Policy) {
+        self.domains = Domains::new(policy);
     }
 
     /// States where its files are, for those who ask.
@@ -423,6 +438,7 @@ impl Daemon {
         {
             self.resume_accepting();
         }
+        let mut heard: HashMap<u32, usize> = HashMap::new();
         for token in ready {
             match *token {
                 LISTENER => self.accept(),
@@ -433,7 +449,8 @@ impl Daemon {
                 }
                 token => self.with_peer(token, |daemon, peer| {
                     peer.outbox.flush(peer.socket.as_fd())?;
-                    daemon.hear_peer(token, peer, buffer)
+                    let heard = heard.entry(peer.credentials.uid).or_default();
+                    daemon.hear_peer(token, peer, buffer, heard)
                 }),
             }
         }
@@ -444,8 +461,14 @@ impl Daemon {
         token: u64,
         peer: &mut Peer,
         buffer: &mut MessageBuffer,
+        heard: &mut usize,
     ) -> Result<(), Parting> {
         for _ in 0..MESSAGES_PER_TURN {
+            // The rest comes with the next turn.
+            if *heard >= MESSAGES_OF_USER {
+                break;
+            }
+            *heard += 1;
             let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC | RecvFlags::CMSG_CLOEXEC;
             // Room for all that can come: what does not find any is closed by the kernel, in this thread.
             let mut space =
@@ -567,9 +590,9 @@ impl Daemon {
             }
         };
         let present = self.peers.of_user(credentials.uid);
-        let role = if present < self.most_per_user {
+        let role = if present < self.quotas.peers {
             Role::Unknown
-        } else if present < 2 * self.most_per_user {
+        } else if present < 2 * self.quotas.peers {
             // Hanging up on it before it has said anything would look like a broken daemon.
             Role::Surplus
         } else {

@@ -2,7 +2,8 @@
 #![deny(unsafe_code)]
 
 use clap::Parser;
-use ksmfs::cli::{Cli, Command, MountArgs, ScanArgs, SettleArgs, StatusArgs};
+use ksmfs::cli::{Cli, Command, MountArgs, PolicyCommand, ScanArgs, SettleArgs, StatusArgs};
+use ksmfs::policy::Policy;
 use ksmfs::processes::Processes;
 use ksmfs::status::Status;
 use ksmfs::{ask, demo, exec};
@@ -10,6 +11,7 @@ use rustix::process::Signal;
 use sd_notify::NotifyState;
 use std::error::Error;
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -27,6 +29,7 @@ fn main() -> ExitCode {
         .init();
     let done = match &cli.command {
         Command::Mount(args) => serve(args),
+        Command::Policy(PolicyCommand::Check { file }) => check_policy(file),
         Command::Status(args) => status(args),
         Command::Scan(args) => scan(args),
         Command::Settle(args) => settle(args),
@@ -54,12 +57,18 @@ fn serve(args: &MountArgs) -> Result<(), Box<dyn Error>> {
     let tell = |state| {
         let _ = sd_notify::notify(&[state]);
     };
-    let options = args.options(socket);
+    let options = args.options(socket)?;
     ksmfs::serve(
         &options,
         || tell(NotifyState::Ready),
         || tell(NotifyState::Stopping),
     )?;
+    Ok(())
+}
+
+fn check_policy(file: &Path) -> Result<(), Box<dyn Error>> {
+    Policy::load(file)?;
+    println!("{}: a daemon would start with it", file.display());
     Ok(())
 }
 

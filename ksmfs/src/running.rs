@@ -8,6 +8,9 @@ use crate::fuse::KsmFs;
 use crate::mailbox::{Mailbox, Request, mailbox};
 use crate::mountpoint::{self, MountpointError};
 use crate::namespace;
+use crate::policy::Policy;
+use crate::quotas::Quotas;
+use crate::sandbox::{self, SandboxError};
 use crate::tree::Tree;
 use crate::uffd::{self, UffdError};
 use crossbeam_channel::{Receiver, Sender};
@@ -22,8 +25,6 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
-/// Connections of one user, unless said otherwise.
-pub const DEFAULT_PEERS_PER_USER: usize = 4096;
 /// How long the FUSE thread may take to end after the unmount. Longer only if a user's mount has open files.
 const FUSE_END: Duration = Duration::from_secs(2);
 
@@ -36,10 +37,14 @@ pub struct Options {
     pub socket: PathBuf,
     /// Values to set before the mount appears.
     pub knobs: Vec<(KsmFile, String)>,
-    /// Most connections of one user.
-    pub peers_per_user: usize,
+    /// How much one user may have.
+    pub quotas: Quotas,
+    /// Give up rights that are not needed any more: this process is nothing but the daemon, and has one thread.
+    pub sandbox: bool,
     /// What is done that the kernel does not do.
     pub extras: Extras,
+    /// Which processes may have pages in common.
+    pub policy: Policy,
     /// Leave the mount to the other processes of this mount namespace: the daemon goes on in a namespace of its own,
     /// without the mount, and ends when the last process that sees it has gone.
     pub hand_over: bool,
@@ -56,8 +61,10 @@ impl Options {
             directory: directory.into(),
             socket: socket.into(),
             knobs: Vec::new(),
-            peers_per_user: DEFAULT_PEERS_PER_USER,
+            quotas: Quotas::default(),
+            sandbox: false,
             extras: Extras::default(),
+            policy: Policy::default(),
             hand_over: false,
             versions: Versions::SPOKEN,
         }
@@ -96,6 +103,9 @@ pub enum StartError {
     /// The mount was refused.
     #[error("mounting at {0}: {1}")]
     Mount(PathBuf, io::Error),
+    /// Rights could not be given up.
+    #[error("{0}; --no-sandbox does without")]
+    Sandbox(#[from] SandboxError),
     /// Something else failed.
     #[error("{0}: {1}")]
     Os(&'static str, Errno),
@@ -159,9 +169,10 @@ pub fn mount(options: &Options) -> Result<Running, StartError> {
     let listener = Listener::bind(&options.socket, Mode::from_raw_mode(mode))?;
     let (mailbox, inbox) = mailbox().map_err(os("eventfd"))?;
     let mut daemon =
-        Daemon::new(listener, inbox, uffd, options.peers_per_user).map_err(os("epoll_create"))?;
+        Daemon::new(listener, inbox, uffd, options.quotas).map_err(os("epoll_create"))?;
     daemon.set_extras(options.extras);
     daemon.set_versions(options.versions);
+    daemon.set_policy(options.policy.clone());
     for (file, value) in &options.knobs {
         daemon
             .preset(*file, value)
@@ -178,6 +189,8 @@ pub fn mount(options: &Options) -> Result<Running, StartError> {
     };
     let mut session = open_session(&directory, &mailbox, || note(End::Unmounted))
         .map_err(|error| StartError::Mount(options.directory.clone(), error))?;
+    // A first try without success has left a note, though nothing has ended.
+    while ended.try_recv().is_ok() {}
     let unmounter = session.unmount_callable();
     let device = mountpoint::device_at(&directory);
     daemon.set_mount(
@@ -201,6 +214,9 @@ pub fn mount(options: &Options) -> Result<Running, StartError> {
         unmounter,
         ended,
     };
+    if options.sandbox && is_root() {
+        sandbox::enter()?;
+    }
     let thread = |name: &str| std::thread::Builder::new().name(name.into());
     let spawn = |error: io::Error| {
         StartError::Os(

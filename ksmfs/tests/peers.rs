@@ -9,13 +9,14 @@ use ksm_engine::knobs::KsmFile;
 use ksm_engine::order::{Order, OrderId, Outcome, OutcomeRun, ReportRef, VisitRun, VisitState};
 use ksm_engine::page::{ArenaId, PAGE_SIZE, PageRun, Slot};
 use ksm_engine::wire::{
-    BUFFER_PAGES, Birth, Hello, MAX_MESSAGE, RefusalReason, ToDaemon, Versions,
+    BUFFER_PAGES, Birth, Hello, Label, MAX_MESSAGE, RefusalReason, ToDaemon, Versions,
 };
+use ksmfs::quotas::Quotas;
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, Uid};
 use rustix::io::Errno;
 use stage::agent::{Agent, Heard};
 use stage::{Daemon, Mounted, Scratch, wait_for, write_and_wait};
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 const NO_SLOT: Slot = Slot {
@@ -88,6 +89,7 @@ fn a_peer_that_speaks_for_another_process_is_refused() {
         parent: 0,
         birth: Birth::default(),
         versions: Versions::SPOKEN,
+        label: Label::default(),
     }));
     assert!(matches!(
         agent.hear(),
@@ -99,7 +101,10 @@ fn a_peer_that_speaks_for_another_process_is_refused() {
 #[test]
 fn more_processes_than_allowed_are_refused_and_room_is_given_back() {
     let mounted = Mounted::with(|options| ksmfs::Options {
-        peers_per_user: 2,
+        quotas: Quotas {
+            peers: 2,
+            ..Quotas::default()
+        },
         ..options
     });
     let socket = mounted.scratch.socket();
@@ -111,6 +116,7 @@ fn more_processes_than_allowed_are_refused_and_room_is_given_back() {
             parent: 0,
             birth: Birth::default(),
             versions: Versions::SPOKEN,
+            label: Label::default(),
         }));
         agent.hear()
     };
@@ -123,6 +129,51 @@ fn more_processes_than_allowed_are_refused_and_room_is_given_back() {
     wait_for("room for another", || {
         let mut next = Agent::connect(&socket);
         matches!(greet(&mut next), Heard::Welcome)
+    });
+}
+
+/// The quota is the user's, not the process's.
+#[test]
+fn more_regions_than_a_user_may_have_are_refused_with_a_reason() {
+    let mounted = Mounted::with(|options| ksmfs::Options {
+        quotas: Quotas {
+            regions: 10,
+            ..Quotas::default()
+        },
+        ..options
+    });
+    let socket = mounted.scratch.socket();
+    let mut first = Agent::join(&socket);
+    (0..6).for_each(|at| first.register(16 + at * 2, 1));
+    let mut second = Agent::join(&socket);
+    (0..5).for_each(|at| second.register(16 + at * 2, 1));
+    assert!(matches!(
+        second.hear(),
+        Heard::Refused(RefusalReason::Regions)
+    ));
+    assert!(matches!(second.hear(), Heard::HungUp));
+    // Regions that join count as one, and those of who has gone do not count. A write is served after peers were heard.
+    let hear_all =
+        || fs::write(mounted.scratch.mountpoint().join("sleep_millisecs"), "20").unwrap();
+    (0..5).for_each(|at| first.register(17 + at * 2, 1));
+    hear_all();
+    let mut third = Agent::join(&socket);
+    (0..9).for_each(|at| third.register(16 + at * 2, 1));
+    hear_all();
+    assert!(third.hear_would_wait());
+    drop(third);
+    wait_for("room for other regions", || {
+        let mut next = Agent::join(&socket);
+        (0..9).for_each(|at| {
+            next.offer(&ToDaemon::Register {
+                range: PageRun {
+                    start: 16 + at * 2,
+                    len: 1,
+                },
+            });
+        });
+        hear_all();
+        next.hear_would_wait()
     });
 }
 
@@ -149,6 +200,7 @@ fn peers_that_break_the_protocol_are_cut_off_and_nobody_else_notices() {
         parent: 0,
         birth: Birth::default(),
         versions: Versions::SPOKEN,
+        label: Label::default(),
     }));
     assert!(matches!(twice.hear(), Heard::HungUp));
 
@@ -536,13 +588,75 @@ fn arenas_are_taken_over_if_the_kernel_vouches_for_them_and_not_on_a_peers_word(
     // They are let go when no process turns out to have them mapped. Nothing was ever merged here.
     agent.register(100, 1);
     let write = |file: &str, value: &str| {
-        std::fs::write(daemon.scratch.mountpoint().join(file), value).unwrap();
+        fs::write(daemon.scratch.mountpoint().join(file), value).unwrap();
     };
     write("sleep_millisecs", "0");
     write("run", "1");
     while agent.let_go.len() < 2 {
         let heard = agent.hear();
         answer(&mut agent, heard);
+    }
+}
+
+/// The number of a domain that is not simply a user is given out anew by each daemon: under it an earlier one may have
+/// merged what has to stay apart now.
+#[test]
+fn nothing_is_taken_over_for_domains_whose_numbers_are_given_out() {
+    let daemon = Mounted::with(|options| ksmfs::Options {
+        policy: "merge uid 0 uid 1".parse().unwrap(),
+        ..options
+    });
+    let own = rustix::process::geteuid().as_raw();
+    let mut agent = Agent::join(&daemon.scratch.socket());
+    let all = [
+        &as_an_arena(0xf000_0000, SEALED),
+        &as_an_arena(own, SEALED),
+        &as_an_arena(
+            0xf000_0000,
+            SealFlags::GROW | SealFlags::SHRINK | SealFlags::FUTURE_WRITE,
+        ),
+    ];
+    agent.hand_in(&all, inode_of);
+    is_heard(&daemon);
+    take_in(&mut agent);
+    assert_eq!(agent.names, []);
+    let seals = rustix::fs::fcntl_get_seals(all[2]).unwrap();
+    assert!(!seals.contains(SealFlags::WRITE), "{seals:?}");
+}
+
+/// Older agents are refused in words that they know.
+#[test]
+fn a_policys_refusal_is_understood_by_agents_of_all_versions() {
+    let daemon = Mounted::with(|options| ksmfs::Options {
+        policy: "never uid 0\nlabel web uid 1".parse().unwrap(),
+        ..options
+    });
+    let greet = |version: u16, label: &str| {
+        let mut agent = Agent::connect(&daemon.scratch.socket());
+        agent.say(&ToDaemon::Hello(Hello {
+            pid: std::process::id(),
+            parent: 0,
+            birth: Birth::default(),
+            versions: Versions::only(version),
+            label: Label::new(label).unwrap(),
+        }));
+        agent.hear()
+    };
+    for version in 4..7 {
+        let heard = greet(version, "");
+        assert!(
+            matches!(heard, Heard::Refused(RefusalReason::TooMany)),
+            "{version}: {heard:?}"
+        );
+        let heard = greet(version, "web");
+        assert!(matches!(heard, Heard::HungUp), "{version}: {heard:?}");
+    }
+    for label in ["", "web"] {
+        let heard = greet(7, label);
+        assert!(
+            matches!(heard, Heard::Refused(RefusalReason::Policy)),
+            "{label}: {heard:?}"
+        );
     }
 }
 
@@ -625,7 +739,7 @@ fn an_older_client_is_spoken_to_as_it_speaks_itself() {
 fn a_client_with_no_version_in_common_is_told_so() {
     let daemon = Mounted::new();
     let pid = std::process::id().into();
-    for version in [0, 1, 2, 3, 7, 77, u16::MAX] {
+    for version in [0, 1, 2, 3, 8, 77, u16::MAX] {
         let agent = Agent::connect(&daemon.scratch.socket());
         agent.say_bytes(&bare_message(version, 1, [pid, 0, 0]));
         let refusal = next_bytes(&agent);

@@ -344,3 +344,55 @@ fn processes_scans_and_rest_can_be_asked_for() {
     let said = refused(&["scan", "--socket", nowhere.to_str().unwrap()]);
     assert!(said.contains("no daemon there"), "{said}");
 }
+
+#[test]
+fn the_daemon_gives_up_the_rights_that_it_does_not_need() {
+    let scratch = Scratch::new();
+    let mut daemon = Daemon::start(&scratch);
+    let tasks = format!("/proc/{}/task", daemon.child.id());
+    let mut seen = 0;
+    for task in fs::read_dir(tasks).unwrap() {
+        let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        let value = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap().trim().to_owned()
+        };
+        // CAP_SYS_ADMIN is number 21.
+        for set in ["CapEff:", "CapPrm:"] {
+            let bits = u64::from_str_radix(&value(set), 16).unwrap();
+            assert_eq!(bits & !(1 << 21), 0, "{status}");
+        }
+        for set in ["CapInh:", "CapAmb:"] {
+            assert_eq!(u64::from_str_radix(&value(set), 16).unwrap(), 0, "{status}");
+        }
+        let bounds = u64::from_str_radix(&value("CapBnd:"), 16).unwrap();
+        assert_eq!(bounds & !(1 << 21), 0, "{status}");
+        assert_eq!(value("NoNewPrivs:"), "1", "{status}");
+        assert_eq!(value("Seccomp:"), "2", "{status}");
+        seen += 1;
+    }
+    assert!(seen >= 3, "{seen} threads");
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.wait().code(), Some(0));
+    assert!(!scratch.is_mounted() && !scratch.socket().exists());
+}
+
+#[test]
+fn a_policy_is_checked_line_by_line() {
+    let scratch = Scratch::new();
+    let path = scratch.path("policy");
+    fs::write(&path, "domains user\nmerge uid 1\nnonsense\n").unwrap();
+    let name = path.to_str().unwrap();
+    let said = refused(&["policy", "check", name]);
+    assert!(said.contains(&format!("{name}:2: a single uid")), "{said}");
+    assert!(
+        said.contains(&format!("{name}:3: unknown statement")),
+        "{said}"
+    );
+    let directory = scratch.mountpoint();
+    let mount = ["mount", directory.to_str().unwrap(), "--policy", name];
+    assert!(refused(&mount).contains(":2:"), "no daemon starts with it");
+    fs::write(&path, "domains cgroup # each container for itself\n").unwrap();
+    let mut check = Command::new(program());
+    check.args(["policy", "check", name]).assert().success();
+}

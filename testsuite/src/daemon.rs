@@ -30,6 +30,17 @@ impl Daemon {
         Self::new(kit, &[], None)
     }
 
+    /// The same with a policy of domains.
+    ///
+    /// # Panics
+    /// When the daemon does not come up.
+    #[must_use]
+    pub fn start_with_policy(kit: &str, policy: &str) -> Self {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        std::fs::write(file.path(), policy).expect("own file");
+        Self::start_as(kit, &[&format!("policy={}", file.path().display())])
+    }
+
     /// The same with words that the kit knows more of.
     ///
     /// # Panics

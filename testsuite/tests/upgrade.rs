@@ -6,10 +6,11 @@ use testsuite::worker::{Content, Worker};
 
 const KIT: &str = env!("CARGO_BIN_EXE_kit");
 const PAGES: i64 = 200;
-/// The versions of the protocol that older programs speak, the oldest and the one before this, and those of this one.
+/// The versions of the protocol that older programs speak, from the oldest to the one before this, and those of this one.
 const OLDER: &str = "4-4";
-const LAST: &str = "4-5";
-const NEWER: &str = "4-6";
+const MIDDLE: &str = "4-5";
+const LAST: &str = "4-6";
+const NEWER: &str = "4-7";
 
 fn worker(daemon: &Daemon, versions: &str) -> Worker {
     let pages = usize::try_from(PAGES).expect("few");
@@ -44,13 +45,13 @@ fn is_served(daemon: &Daemon, workers: &mut [Worker]) {
 #[test]
 fn an_older_client_merges_with_newer_ones_at_a_newer_daemon() {
     let daemon = Daemon::start_speaking(KIT, NEWER);
-    let mut workers = [OLDER, NEWER, LAST].map(|versions| worker(&daemon, versions));
+    let mut workers = [OLDER, NEWER, LAST, MIDDLE].map(|versions| worker(&daemon, versions));
     is_served(&daemon, &mut workers);
 }
 
 #[test]
 fn a_newer_client_merges_at_an_older_daemon() {
-    for older in [OLDER, LAST] {
+    for older in [OLDER, MIDDLE, LAST] {
         let daemon = Daemon::start_speaking(KIT, older);
         let mut workers = [NEWER, OLDER, NEWER].map(|versions| worker(&daemon, versions));
         is_served(&daemon, &mut workers);

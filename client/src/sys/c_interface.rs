@@ -41,7 +41,8 @@ fn client() -> Result<Client, Errno> {
 fn start_errno(error: &StartError) -> Errno {
     match error {
         StartError::SocketPath { errno, .. } | StartError::Os { errno, .. } => *errno,
-        StartError::OtherSocket | StartError::Embedded => Errno::BUSY,
+        StartError::Label(_) => Errno::INVAL,
+        StartError::OtherSocket | StartError::OtherLabel | StartError::Embedded => Errno::BUSY,
     }
 }
 

@@ -151,6 +151,7 @@ impl<S: SlotStore> Engine<S> {
     fn start_scan(&mut self) {
         self.advisor.scan_starts(self.now);
         self.refiling.scan_starts(self.tally.scanned);
+        self.count_tracked();
         for mm in self.mms.iter_mut() {
             mm.forgive(self.now);
         }

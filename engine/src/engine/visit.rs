@@ -81,6 +81,10 @@ impl<S: SlotStore> Engine<S> {
             in_huge_page,
         } = seen;
         let new = self.item(item).state == State::Absent;
+        if new && state != VisitState::Foreign && !self.may_track(item.mm()) {
+            self.tally.scanned += u64::from(state != VisitState::Skipped);
+            return;
+        }
         if state == VisitState::Skipped {
             self.tally.skipped += 1;
             self.grow_older(item, shares_frame);

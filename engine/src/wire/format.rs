@@ -38,6 +38,9 @@ pub enum WireError {
     /// A range is empty or outside user memory, or runs are not ascending and disjoint.
     #[error("bad page range")]
     Range,
+    /// A label that cannot be one.
+    #[error("bad label")]
+    Label,
     /// An enumerated number without meaning.
     #[error("bad number {0} in message")]
     Number(u32),

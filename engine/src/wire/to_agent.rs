@@ -101,6 +101,44 @@ pub enum RefusalReason {
     Stopping = 3,
     /// Daemon and agent speak no version of the protocol in common.
     Version = 4,
+    /// The policy keeps the process out. Since version 7.
+    Policy = 5,
+    /// The policy does not let the process have its label. Since version 7.
+    Label = 6,
+    /// Its user has registered too many separate regions. The one reason that may come later than as the first answer.
+    /// Since version 7.
+    Regions = 7,
+}
+
+impl RefusalReason {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::WrongPid,
+        Self::TooMany,
+        Self::Stopping,
+        Self::Version,
+        Self::Policy,
+        Self::Label,
+        Self::Regions,
+    ];
+
+    /// The reason with this number.
+    #[must_use]
+    pub fn from_number(number: u32) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|reason| *reason as u32 == number)
+    }
+
+    /// The reason that a peer of this version is told: those before version 7 do not know the later ones, and would
+    /// take the refusal for a broken message.
+    #[must_use]
+    pub fn told_to(self, version: Version) -> Self {
+        match self {
+            Self::Policy | Self::Label | Self::Regions if !version.knows_labels() => Self::TooMany,
+            _ => self,
+        }
+    }
 }
 
 /// A message from the daemon to an agent.
@@ -397,13 +435,8 @@ fn arena(header: &Header) -> Result<ArenaId, WireError> {
 }
 
 fn refusal(header: &Header) -> Result<RefusalReason, WireError> {
-    Ok(match number(header.scalars[0])? {
-        1 => RefusalReason::WrongPid,
-        2 => RefusalReason::TooMany,
-        3 => RefusalReason::Stopping,
-        4 => RefusalReason::Version,
-        other => return Err(WireError::Number(other)),
-    })
+    let number = number(header.scalars[0])?;
+    RefusalReason::from_number(number).ok_or(WireError::Number(number))
 }
 
 fn map_runs<'a>(header: &Header, body: &'a [u8]) -> Result<&'a [MapRun], WireError> {

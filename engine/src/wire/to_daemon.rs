@@ -2,6 +2,7 @@
 
 use super::format::{Full, Header, MessageBuffer, WireError};
 use super::format::{array, arrays, bare, check_ascending, check_total, encode, split};
+use super::label::Label;
 use super::ledger::Birth;
 use super::version::{Version, Versions};
 use crate::order::{
@@ -22,6 +23,9 @@ pub struct Hello {
     pub birth: Birth,
     /// The versions of the protocol that the agent speaks.
     pub versions: Versions,
+    /// The domain that it asks to be in. Only an agent that speaks no version before 7 may ask: an older daemon would
+    /// put it in with its user's other processes.
+    pub label: Label,
 }
 
 /// An arena that a process still has mapped, whoever made it.
@@ -118,6 +122,7 @@ impl<'a> ToDaemon<'a> {
                 parent,
                 birth,
                 versions,
+                label,
             }) => {
                 let birth = u64::from(birth.ledger) << 32 | u64::from(birth.number);
                 // A daemon that knows nothing of ranges takes the version of the message for the only one.
@@ -125,7 +130,7 @@ impl<'a> ToDaemon<'a> {
                     .of_version(versions.oldest)
                     .order(OrderId(versions.newest.0.into()))
                     .scalars([pid.into(), parent.into(), birth]);
-                encode(buffer, header, NONE, NONE)
+                encode(buffer, header, label.as_bytes(), NONE)
             }
             Self::Query => encode(buffer, Header::new(QUERY), NONE, NONE),
             Self::Locate => encode(buffer, Header::new(LOCATE), NONE, NONE),
@@ -187,7 +192,6 @@ impl<'a> ToDaemon<'a> {
         }
         match header.kind {
             HELLO => {
-                bare(header, body)?;
                 let [pid, parent, birth] = header.scalars;
                 let number = |n: u64| u32::try_from(n).map_err(|_| WireError::Number(u32::MAX));
                 Ok(Self::Hello(Hello {
@@ -201,6 +205,7 @@ impl<'a> ToDaemon<'a> {
                         oldest: header.version(),
                         newest: newest(header)?,
                     },
+                    label: label(header, body)?,
                 }))
             }
             QUERY => bare(header, body).map(|()| Self::Query),
@@ -283,6 +288,15 @@ fn newest(header: &Header) -> Result<Version, WireError> {
         Ok(newest) => Ok(Version(newest)),
         Err(_) => Err(WireError::Version(u16::MAX)),
     }
+}
+
+/// Older agents have none.
+fn label(header: &Header, body: &[u8]) -> Result<Label, WireError> {
+    if !header.version().knows_labels() {
+        return bare(header, body).map(|()| Label::default());
+    }
+    let (label, _) = arrays::<u8, u8>(header, body, (Label::LONGEST, 0))?;
+    Label::from_bytes(label).ok_or(WireError::Label)
 }
 
 fn check_visit(version: Version, runs: &[VisitRun], digests: &[Digest]) -> Result<(), WireError> {

@@ -11,6 +11,7 @@
 //! | 4 | `Split`, `Mode`. No older version is spoken |
 //! | 5 | arenas are named, kept and handed in (`Holds`, `Named`, `Keep`, `LetGo`); a range in greetings; `Processes`, `Scan` |
 //! | 6 | visits may be brief (`Unchanged`), and count more pages |
+//! | 7 | a greeting may have a label; refusals for the sake of a policy, of a label, of regions |
 
 use super::format::MessageBuffer;
 
@@ -33,6 +34,15 @@ impl Version {
     pub fn sums_up(self) -> bool {
         self >= Version(6)
     }
+
+    /// Whether agents may ask for a domain, and are told that they may not have it.
+    #[must_use]
+    pub fn knows_labels(self) -> bool {
+        self >= Self::OF_LABELS
+    }
+
+    /// The first that has labels.
+    const OF_LABELS: Self = Self(7);
 
     /// That of a message.
     #[must_use]
@@ -62,7 +72,7 @@ impl Versions {
     /// What this program speaks.
     pub const SPOKEN: Self = Self {
         oldest: Version(4),
-        newest: Version(6),
+        newest: Version(7),
     };
 
     /// One version only.
@@ -71,6 +81,15 @@ impl Versions {
         Self {
             oldest: Version(number),
             newest: Version(number),
+        }
+    }
+
+    /// Those of them in which a label can be asked for.
+    #[must_use]
+    pub fn with_labels(self) -> Self {
+        Self {
+            oldest: self.oldest.max(Version::OF_LABELS),
+            newest: self.newest.max(Version::OF_LABELS),
         }
     }
 

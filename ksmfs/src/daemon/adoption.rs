@@ -5,6 +5,7 @@
 //! has mapped without a descriptor only names an arena of its own domain, and costs nobody else anything.
 
 use super::Daemon;
+use super::domains;
 use super::peers::{Agent, Peer, Role};
 use super::talk::Parting;
 use ksm_engine::arena::{Adoptable, NotAdopted, examine};
@@ -67,10 +68,10 @@ impl Daemon {
         descriptors: Vec<OwnedFd>,
         buffer: &mut MessageBuffer,
     ) -> Result<(), Parting> {
-        let domain = DomainId(peer.credentials.uid);
         let Role::Agent(agent) = &mut peer.role else {
             return Ok(());
         };
+        let domain = agent.domain;
         let holdings = &mut agent.holdings;
         if holdings.unnamed.len() + arenas.len() > MOST_HELD || descriptors.len() > HANDED_IN {
             descriptors.into_iter().for_each(|fd| self.closer.close(fd));
@@ -111,7 +112,8 @@ impl Daemon {
         };
         let store = self.engine.store();
         let known = store.with_inode(found.domain, found.inode).is_some();
-        if found.domain != domain || known {
+        // The number of a domain that is not simply a user says nothing about whose pages an earlier daemon put there.
+        if found.domain != domain || known || domains::is_given(domain) {
             self.closer.close(found.memfd);
             return false;
         }
@@ -150,19 +152,16 @@ impl Daemon {
     }
 
     fn name_arenas_of(&mut self, domain: DomainId, buffer: &mut MessageBuffer) {
-        for token in self
-            .peers
-            .agents_that(|peer, _| peer.credentials.uid == domain.0)
-        {
+        for token in self.peers.agents_that(|_, agent| agent.domain == domain) {
             self.with_peer(token, |daemon, peer| daemon.name_arenas(peer, buffer));
         }
     }
 
     fn name_arenas(&mut self, peer: &mut Peer, buffer: &mut MessageBuffer) -> Result<(), Parting> {
-        let domain = DomainId(peer.credentials.uid);
         let Role::Agent(agent) = &mut peer.role else {
             return Ok(());
         };
+        let domain = agent.domain;
         let store = self.engine.store();
         let names = agent.holdings.name(|inode| store.with_inode(domain, inode));
         self.descriptors_are_due |= !agent.holdings.to_keep.is_empty();

@@ -8,7 +8,7 @@ use ksm_client::sys::peer::peer_of;
 use procfs::process::Process;
 use rustix::io::Errno;
 use rustix::process::Pid;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 /// What the kernel says about a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +46,27 @@ pub fn app_pid(peer: Pid, claimed: u32) -> Option<Pid> {
         return Pid::from_raw(own.parent);
     }
     None
+}
+
+/// The cgroup of a process, of version 2, below the root that the daemon sees. `None` also when it has ended.
+#[must_use]
+pub fn cgroup(process: &OwnedFd) -> Option<String> {
+    let pid = number_of(process)?;
+    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    // The number was its own all the time: it has one still.
+    number_of(process)?;
+    let own = text.lines().find_map(|line| line.strip_prefix("0::"))?;
+    // What the kernel appends to a cgroup that was removed.
+    Some(own.trim_end_matches(" (deleted)").to_owned())
+}
+
+/// The process id that a descriptor of a process stands for, while it has not been reaped.
+fn number_of(process: &OwnedFd) -> Option<u32> {
+    let path = format!("/proc/self/fdinfo/{}", process.as_raw_fd());
+    let text = std::fs::read_to_string(path).ok()?;
+    let number = text.lines().find_map(|line| line.strip_prefix("Pid:"))?;
+    // 0: of another pid namespace, -1: it has been reaped.
+    number.trim().parse().ok().filter(|pid| *pid != 0)
 }
 
 struct Numbers {

@@ -6,7 +6,7 @@ use super::donation::DonationBuffer;
 use super::identity::Credentials;
 use super::outbox::Outbox;
 use super::regions::Regions;
-use ksm_engine::page::{MmId, UserId};
+use ksm_engine::page::{DomainId, MmId, UserId};
 use ksm_engine::wire::Birth;
 use rustix::process::Pid;
 use std::collections::HashMap;
@@ -31,6 +31,8 @@ pub enum Role {
 pub struct Agent {
     /// The address space it works in.
     pub mm: MmId,
+    /// The domain that it was found to be in.
+    pub domain: DomainId,
     /// The app that it belongs to.
     pub app: Pid,
     /// Where it puts the bytes of pages.
@@ -74,6 +76,7 @@ pub struct Peers {
     by_token: HashMap<u64, Peer>,
     by_mm: HashMap<MmId, u64>,
     per_user: HashMap<u32, usize>,
+    regions: HashMap<u32, usize>,
     next_token: u64,
 }
 
@@ -85,6 +88,7 @@ impl Peers {
             by_token: HashMap::new(),
             by_mm: HashMap::new(),
             per_user: HashMap::new(),
+            regions: HashMap::new(),
             next_token: first_token,
         }
     }
@@ -93,6 +97,17 @@ impl Peers {
     #[must_use]
     pub fn of_user(&self, uid: u32) -> usize {
         self.per_user.get(&uid).copied().unwrap_or(0)
+    }
+
+    /// A peer of `uid` that had so many regions has so many now; how many its user has.
+    pub fn count_regions(&mut self, uid: u32, had: usize, has: usize) -> usize {
+        let all = self.regions.entry(uid).or_default();
+        *all = (*all + has).saturating_sub(had);
+        let now = *all;
+        if now == 0 {
+            self.regions.remove(&uid);
+        }
+        now
     }
 
     /// A token for the next connection.
@@ -136,6 +151,7 @@ impl Peers {
         }
         if let Role::Agent(agent) = &peer.role {
             self.by_mm.remove(&agent.mm);
+            self.count_regions(uid, agent.regions.count(), 0);
         }
     }
 

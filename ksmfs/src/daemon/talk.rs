@@ -14,7 +14,7 @@ use super::regions::Regions;
 use super::{Answer, Daemon, ENDED};
 use ksm_engine::engine::{ReportError, Written};
 use ksm_engine::order::{Order, OrderId};
-use ksm_engine::page::{ArenaId, DomainId, UserId};
+use ksm_engine::page::{ArenaId, UserId};
 use ksm_engine::wire::{
     Birth, Figures, Hello, MessageBuffer, MountDevice, RefusalReason, ToAgent, ToDaemon, Version,
     Versions, WireError,
@@ -58,9 +58,6 @@ pub enum Parting {
     /// It says that it has more arenas mapped than a process can.
     #[error("too many arenas")]
     TooManyArenas,
-    /// It registered too much.
-    #[error("more than {MOST_REGIONS} regions")]
-    TooManyRegions,
     /// It was refused.
     #[error("refused: {0:?}")]
     Refused(RefusalReason),
@@ -142,15 +139,21 @@ impl Daemon {
             }
             (Role::Unknown | Role::Asking, ToDaemon::Scan) => self.want_scan(token, peer),
             (Role::Agent(agent), ToDaemon::Register { range }) => {
+                let had = agent.regions.count();
                 agent.regions.add(range);
-                if agent.regions.count() > MOST_REGIONS {
-                    return Err(Parting::TooManyRegions);
+                let has = agent.regions.count();
+                let all = self.peers.count_regions(peer.credentials.uid, had, has);
+                if has > MOST_REGIONS || all > self.quotas.regions {
+                    return self.refuse_more(peer, RefusalReason::Regions, buffer);
                 }
                 self.engine.register(agent.mm, range);
                 Ok(())
             }
             (Role::Agent(agent), ToDaemon::Unregister { range }) => {
+                let had = agent.regions.count();
                 agent.regions.remove(range);
+                let has = agent.regions.count();
+                self.peers.count_regions(peer.credentials.uid, had, has);
                 self.engine.unregister(agent.mm, range);
                 Ok(())
             }
@@ -257,19 +260,24 @@ impl Daemon {
         let Some(app) = identity::app_pid(peer.credentials.pid, hello.pid) else {
             return self.refuse(peer, RefusalReason::WrongPid, buffer);
         };
-        let domain = DomainId(peer.credentials.uid);
+        let uid = peer.credentials.uid;
+        let domain = match self.domains.of_peer(peer.socket.as_fd(), uid, hello.label) {
+            Ok(domain) => domain,
+            Err(reason) => return self.refuse(peer, reason, buffer),
+        };
         let Ok(end) = pidfd_open(app, PidfdFlags::empty()) else {
             return Err(Parting::Ended);
         };
         let ledger = self.next_ledger;
         self.next_ledger = ledger.checked_add(1).unwrap_or(1);
-        let uid = peer.credentials.uid;
         let donation = DonationBuffer::new(ledger, UserId(uid)).map_err(Parting::Donation)?;
         let parent = self.peers.with_ledger(hello.birth.ledger, uid);
+        // A child may have been moved, or have asked for another label.
+        let parent = parent.filter(|parent| parent.domain == domain);
         let parent = parent.map(|parent| parent.mm);
         let added = match parent {
             Some(parent) => self.engine.add_child(domain, parent),
-            None => self.engine.add_mm(domain),
+            None => self.engine.add_mm_of(domain, UserId(uid)),
         };
         let Some(mm) = added else {
             return self.refuse(peer, RefusalReason::TooMany, buffer);
@@ -283,6 +291,7 @@ impl Daemon {
         let watched = epoll::add(&self.epoll, &end, data, epoll::EventFlags::IN);
         peer.role = Role::Agent(Box::new(Agent {
             mm,
+            domain,
             app,
             donation,
             donated: None,
@@ -324,8 +333,22 @@ impl Daemon {
         reason: RefusalReason,
         buffer: &mut MessageBuffer,
     ) -> Result<(), Parting> {
+        let message = ToAgent::Refused(reason.told_to(peer.outbox.version()));
         peer.outbox
-            .send(peer.socket.as_fd(), &ToAgent::Refused(reason), &[], buffer)?;
+            .send(peer.socket.as_fd(), &message, &[], buffer)?;
+        Err(Parting::Refused(reason))
+    }
+
+    /// Ends the connection of one who was welcomed. Agents of older versions expect no refusal then.
+    fn refuse_more(
+        &self,
+        peer: &mut Peer,
+        reason: RefusalReason,
+        buffer: &mut MessageBuffer,
+    ) -> Result<(), Parting> {
+        if peer.outbox.version().knows_labels() {
+            return self.refuse(peer, reason, buffer);
+        }
         Err(Parting::Refused(reason))
     }
 

@@ -6,6 +6,7 @@
 
 use super::sys::{self, Fork};
 use super::{DIRECTORY, ExecArgs};
+use crate::policy::PolicyError;
 use crate::running::Options;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -23,6 +24,9 @@ pub enum OwnDaemonError {
     /// It said why on the standard error output.
     #[error("the daemon for the command did not start")]
     NotStarted,
+    /// There is no such policy.
+    #[error("{0}")]
+    Policy(#[from] PolicyError),
     /// A call failed.
     #[error("starting a daemon: {0}: {1}")]
     Os(&'static str, Errno),
@@ -32,7 +36,7 @@ pub enum OwnDaemonError {
 pub(super) fn start(args: &ExecArgs) -> Result<PathBuf, OwnDaemonError> {
     let os = |call| move |errno| OwnDaemonError::Os(call, errno);
     let socket = socket();
-    let options = args.daemon.options(DIRECTORY.into(), socket.clone());
+    let options = args.daemon.options(DIRECTORY.into(), socket.clone())?;
     let options = Options {
         hand_over: true,
         ..options

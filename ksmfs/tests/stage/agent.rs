@@ -8,7 +8,7 @@ use ksm_engine::digest::Salt;
 use ksm_engine::order::{Order, OrderId, OrderRef, ReportRef};
 use ksm_engine::page::{ArenaId, PageRun, Slot};
 use ksm_engine::wire::{
-    Birth, Figures, HANDED_IN, HeldArena, Hello, MAX_MESSAGE, MessageBuffer, MountDevice,
+    Birth, Figures, HANDED_IN, HeldArena, Hello, Label, MAX_MESSAGE, MessageBuffer, MountDevice,
     NamedArena, RefusalReason, ToAgent, ToDaemon, Versions,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -81,6 +81,7 @@ impl Agent {
             parent: 0,
             birth: Birth::default(),
             versions: Versions::SPOKEN,
+            label: Label::default(),
         }));
         let heard = agent.hear();
         assert!(matches!(heard, Heard::Welcome), "{heard:?}");

@@ -139,7 +139,7 @@ impl Mounted {
 
 /// A daemon as a process of its own.
 pub struct Daemon {
-    child: Child,
+    pub child: Child,
 }
 
 impl Daemon {

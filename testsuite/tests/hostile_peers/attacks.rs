@@ -7,7 +7,7 @@ use ksm_engine::order::{
 };
 use ksm_engine::page::{ArenaId, Digest, PAGE_SIZE, PageRun, Slot};
 use ksm_engine::wire::{
-    Birth, CHILDREN, Hello, LEDGER_OFFSET, Ledger, RefusalReason, ToDaemon, Versions,
+    Birth, CHILDREN, Hello, LEDGER_OFFSET, Label, Ledger, RefusalReason, ToDaemon, Versions,
 };
 use rustix::fs::{FallocateFlags, Mode, OFlags, SealFlags};
 use rustix::io::Errno;
@@ -292,6 +292,7 @@ fn speaks_for_its_victims() {
                 parent: 0,
                 birth: Birth::default(),
                 versions: Versions::SPOKEN,
+                label: Label::default(),
             };
             assert!(agent.offer(&ToDaemon::Hello(hello)));
             // The daemon was started by this very process, but is no parent of it.

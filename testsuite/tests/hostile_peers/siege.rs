@@ -1,7 +1,7 @@
 //! A daemon, an honest pair of another user, and somebody who attacks while they merge.
 
 use crate::agent::Agent;
-use ksm_engine::wire::{Birth, Hello, ToDaemon, Versions};
+use ksm_engine::wire::{Birth, Hello, Label, ToDaemon, Versions};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -56,6 +56,7 @@ impl Field {
             parent: 0,
             birth: Birth::default(),
             versions: Versions::SPOKEN,
+            label: Label::default(),
         };
         let greeted = agent.offer(&ToDaemon::Hello(hello));
         (greeted && matches!(agent.hear(), crate::agent::Heard::Welcome)).then_some(agent)

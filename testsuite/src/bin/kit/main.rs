@@ -45,7 +45,7 @@ fn main() -> ExitCode {
         }
         _ => {
             eprintln!(
-                "usage: kit daemon MOUNT SOCKET [huge-pages-as-ksmd] | worker SOCKET UID PAGES | app SOCKET|kernel|none WORKLOAD PROCESS PAGES UID"
+                "usage: kit daemon MOUNT SOCKET [huge-pages-as-ksmd] [sandbox] [policy=FILE] | worker SOCKET UID PAGES | app SOCKET|kernel|none WORKLOAD PROCESS PAGES UID"
             );
             ExitCode::from(2)
         }

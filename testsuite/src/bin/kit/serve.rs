@@ -15,7 +15,19 @@ pub(crate) fn run(mount: &Path, socket: &Path, words: &[&str]) -> ExitCode {
     let mut options = ksmfs::Options::new(mount, socket);
     options.extras.huge_pages_as_ksmd = words.contains(&"huge-pages-as-ksmd");
     options.versions = crate::versions();
+    options.sandbox = words.contains(&"sandbox");
     options.extras.dry_run = words.contains(&"dry-run");
+    let policy = words.iter().find_map(|word| word.strip_prefix("policy="));
+    match policy
+        .map(|path| ksmfs::policy::Policy::load(Path::new(path)))
+        .transpose()
+    {
+        Ok(policy) => options.policy = policy.unwrap_or_default(),
+        Err(error) => {
+            eprintln!("kit: {error}");
+            return ExitCode::FAILURE;
+        }
+    }
     match ksmfs::mount(&options) {
         Ok(running) => {
             signals.forever().next();
