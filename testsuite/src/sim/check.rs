@@ -8,9 +8,7 @@ use super::play::DOMAINS;
 use super::process::{Page, Process};
 use super::{Content, World};
 use ksm_engine::page::{DomainId, NumaNode};
-use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::rc::Rc;
 
 /// An honest agent is told to map a page to a slot.
 pub(super) fn may_be_mapped(process: &Process, page: u64, frame: Frame, arenas: &Arenas) {
@@ -68,8 +66,8 @@ struct Recount {
     invited: BTreeMap<Frame, u64>,
     /// Pages (process and number) that could merge and are not merged, by node and content.
     alone: BTreeMap<(NumaNode, Content), Vec<(u32, u64)>>,
-    /// Frames that forks share, which are one page each.
-    frames: BTreeSet<*const Cell<NumaNode>>,
+    /// Frames that forks share, which are one page each: what is equal at one address of a family is taken for one.
+    frames: BTreeSet<(Option<u64>, u64, NumaNode, Content)>,
 }
 
 /// What decides which pages a slot is for.
@@ -249,16 +247,16 @@ impl World {
                     items += 1;
                     let unsure = matches!(process.page(*page), Some(Page::Broken(_)));
                     let cannot = unsure && process.may_pin;
-                    let frame = process.frames.get(page).map(Rc::as_ptr);
+                    let across = self.engine.knobs().merge_across_nodes;
+                    let node = if across {
+                        NumaNode(0)
+                    } else {
+                        process.node(*page)
+                    };
+                    let frame = (process.family(), *page, node, content);
                     let mut is_counted =
-                        || frame.is_some_and(|frame| !recount.frames.insert(frame));
+                        || process.shares_frame(*page) && !recount.frames.insert(frame);
                     if !cannot && !is_counted() {
-                        let across = self.engine.knobs().merge_across_nodes;
-                        let node = if across {
-                            NumaNode(0)
-                        } else {
-                            process.node(*page)
-                        };
                         let alone = recount.alone.entry((node, content)).or_default();
                         alone.push((process.pid, *page));
                     }

@@ -57,6 +57,8 @@ pub(crate) enum Message {
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) mm: MmId,
+    /// The same in all that the daemon knows to be related.
+    pub(crate) family: u64,
     /// Orders, and when they were given.
     pub(crate) orders: VecDeque<(OrderId, Order, Duration)>,
     pub(crate) messages: VecDeque<Message>,
@@ -146,6 +148,11 @@ impl Process {
     #[must_use]
     pub fn mm(&self) -> Option<MmId> {
         self.connection.as_ref().map(|connection| connection.mm)
+    }
+
+    /// Which of its relatives the daemon knows to be such.
+    pub(crate) fn family(&self) -> Option<u64> {
+        self.connection.as_ref().map(|connection| connection.family)
     }
 
     /// What `fork` makes of it. Nobody has told the daemon about the child.

@@ -32,6 +32,8 @@ pub struct World {
     pub(super) processes: Vec<Process>,
     digests: Digests,
     forked_or_spawned: u32,
+    /// Families that the daemon was told of.
+    families: u64,
     pub(super) slots_per_arena: u32,
     extras: Extras,
     pub(super) sights: Sights,
@@ -67,6 +69,7 @@ impl World {
             processes: Vec::new(),
             digests: Digests::default(),
             forked_or_spawned: 0,
+            families: 0,
             slots_per_arena,
             extras: Extras::default(),
             sights: Sights::default(),
@@ -124,17 +127,20 @@ impl World {
     /// When the engine takes no more processes.
     pub fn connect(&mut self, at: usize) {
         let parent = self.processes[at].parent.and_then(|pid| self.find(pid));
-        let parent = parent.and_then(|parent| self.processes[parent].mm());
+        let parent = parent.and_then(|parent| self.processes[parent].connection.as_ref());
+        let parent = parent.map(|connection| (connection.mm, connection.family));
         let process = &mut self.processes[at];
         if process.connection.is_some() {
             return;
         }
-        let mm = match parent {
-            Some(parent) => self.engine.add_child(process.domain, parent),
-            None => self.engine.add_mm(process.domain),
+        self.families += 1;
+        let (mm, family) = match parent {
+            Some((mm, family)) => (self.engine.add_child(process.domain, mm), family),
+            None => (self.engine.add_mm(process.domain), self.families),
         };
         process.connection = Some(Connection {
             mm: mm.expect("a small world never has too many processes"),
+            family,
             orders: VecDeque::new(),
             messages: VecDeque::new(),
         });
