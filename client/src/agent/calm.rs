@@ -99,7 +99,9 @@ impl Tracker<'_> {
         else {
             return nothing;
         };
-        out.unchanged(run, counted);
+        if !out.unchanged(run, counted) {
+            return nothing;
+        }
         Passed {
             end,
             counted,

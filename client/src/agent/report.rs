@@ -76,10 +76,10 @@ impl ReportBuffer {
         }
     }
 
-    /// Adds pages that are as they were last reported.
-    pub(super) fn unchanged(&mut self, run: PageRun, counted: u32) {
+    /// Adds pages that are as they were last reported. False if the report takes no more.
+    pub(super) fn unchanged(&mut self, run: PageRun, counted: u32) -> bool {
         let Ok(len) = u32::try_from(run.len) else {
-            return;
+            return false;
         };
         let last = self.visit_count.checked_sub(1);
         if let Some(last) = last.and_then(|last| self.visits.get_mut(last))
@@ -91,7 +91,10 @@ impl ReportBuffer {
         } else if let Some(next) = self.visits.get_mut(self.visit_count) {
             *next = VisitRun::unchanged(run.start, len, counted);
             self.visit_count += 1;
+        } else {
+            return false;
         }
+        true
     }
 
     pub(super) fn digest(&mut self, digest: Digest) {

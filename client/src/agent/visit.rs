@@ -79,7 +79,7 @@ impl Agent {
             out,
         };
         let mut at = range.start;
-        while at < range.end() {
+        while at < range.end() && visitor.left > 0 && visitor.out.has_room() {
             let Some(mut tables) = self.space.step(PATIENCE) else {
                 return at;
             };
@@ -94,9 +94,6 @@ impl Agent {
                     (at, look_to) = (passed.end, passed.look_to);
                     visitor.left -= passed.counted;
                     if at > rest.start {
-                        if visitor.left == 0 || !visitor.out.has_room() {
-                            break;
-                        }
                         continue;
                     }
                 }

@@ -177,8 +177,11 @@ impl Change<'_> {
     }
 
     /// Ends the tracking of all pages, for good.
-    pub fn end_all_tracking(&mut self, space: &Space, userfaults: &Userfaults) {
+    pub fn end_all_tracking(&mut self, space: &Space, userfaults: Option<&Userfaults>) {
         space.track_no_writes();
+        let Some(userfaults) = userfaults else {
+            return;
+        };
         let mut rest = PageRun::EVERYTHING;
         while let Some(region) = self.first_registered(rest) {
             self.end_tracking(userfaults, region);

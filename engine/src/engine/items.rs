@@ -393,7 +393,8 @@ impl ItemTable {
                 continue;
             }
             for item in &chunk.items[part] {
-                let settled = item.state == State::Stable && item.is_mapped();
+                let settled =
+                    item.state == State::Stable && item.is_mapped() && item.marks & DOUBTED == 0;
                 match item.state {
                     State::Absent => {}
                     _ if settled => counted += 1,

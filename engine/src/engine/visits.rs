@@ -319,13 +319,17 @@ impl<S: SlotStore> Engine<S> {
     }
 
     /// An agent may say that pages are as last reported of which the report was lost, or has been overtaken by events. Its
-    /// report ends there then. Returns the pages.
-    fn cut_what_is_unknown(&self, id: MmId, report: &mut Visited) -> Option<PageRun> {
-        let is_unknown =
-            |run: &VisitRun| run.found() == Some(VisitState::Unchanged) && !self.can_pass(id, run);
+    /// report ends there then, and what it said of the pages behind is as good as lost. Returns the pages.
+    fn cut_what_is_unknown(&mut self, id: MmId, report: &mut Visited) -> Option<PageRun> {
+        let sums_up = |run: &VisitRun| run.found() == Some(VisitState::Unchanged);
+        let is_unknown = |run: &VisitRun| sums_up(run) && !self.can_pass(id, run);
         let at = report.runs.iter().position(is_unknown)?;
         let run = report.runs.get(at)?.pages();
-        report.runs.truncate(at);
+        if let Some(mm) = self.mms.get_mut(id) {
+            for lost in report.runs.drain(at..).filter(|run| !sums_up(run)) {
+                mm.items.each_within(lost.pages(), RmapItem::doubt);
+            }
+        }
         report.end = run.start;
         Some(run)
     }
