@@ -76,7 +76,11 @@ impl Config {
     }
 
     fn chosen_label(&self) -> Result<Label, StartError> {
-        let here = || std::env::var(LABEL_VARIABLE).unwrap_or_default();
+        // What is no text is no label either, and not none.
+        let here = || {
+            let name = std::env::var_os(LABEL_VARIABLE).unwrap_or_default();
+            name.to_string_lossy().into_owned()
+        };
         let name = self.label.clone().unwrap_or_else(here);
         Label::new(&name).ok_or(StartError::Label(name))
     }
@@ -416,11 +420,11 @@ impl Client {
     /// tracked.
     pub fn end_all_tracking(&self, change: &mut Change<'_>) -> bool {
         let space = self.presence.space;
-        let userfaults = self.presence.borrow_userfaults();
-        match userfaults.filter(|_| space.tracks_writes()) {
-            Some(userfaults) => change.end_all_tracking(space, &userfaults),
-            None => return false,
+        if !space.tracks_writes() {
+            return false;
         }
+        // Without userfaultfds nothing has been tracked yet, and nothing will be.
+        change.end_all_tracking(space, self.presence.borrow_userfaults().as_ref());
         true
     }
 

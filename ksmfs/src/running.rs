@@ -215,7 +215,7 @@ pub fn mount(options: &Options) -> Result<Running, StartError> {
         ended,
     };
     if options.sandbox && is_root() {
-        sandbox::enter()?;
+        sandbox::enter(&running.directory, &running.socket)?;
     }
     let thread = |name: &str| std::thread::Builder::new().name(name.into());
     let spawn = |error: io::Error| {

@@ -1,9 +1,11 @@
 //! Rights that the daemon gives up once it is mounted and listens.
 //!
-//! What is left to root's daemon: `CAP_SYS_ADMIN`, with which it unmounts at its end, and system calls that such a daemon makes.
+//! What is left to root's daemon: `CAP_SYS_ADMIN`, with which it unmounts at its end, `CAP_DAC_OVERRIDE` where it could not
+//! reach its mount or remove its socket without, as below another user's home, and system calls that such a daemon makes.
 //! Threads that are started later are restricted alike. A user's daemon has no capabilities, and unmounts with a set-user-id
 //! program, which would not work without new privileges: it stays as it is.
 
+use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use seccompiler::{
@@ -11,6 +13,7 @@ use seccompiler::{
     SeccompFilter, SeccompRule,
 };
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// Why not all rights were given up.
 #[derive(Debug, thiserror::Error)]
@@ -91,29 +94,51 @@ const DENIED: &[i64] = &[
     libc::SYS_personality,
 ];
 
-/// The one capability that stays.
-const KEPT: CapabilitySet = CapabilitySet::SYS_ADMIN;
-
-/// Gives up what is not needed any more. To be called by the one thread that there is, as root.
+/// Gives up what is not needed any more. To be called by the one thread that there is, as root. `mount` and `socket` are what
+/// it unmounts and removes at its end.
 ///
 /// # Errors
 /// When the system refuses. What was given up stays given up.
-pub fn enter() -> Result<(), SandboxError> {
-    drop_capabilities()?;
+pub fn enter(mount: &Path, socket: &Path) -> Result<(), SandboxError> {
+    let mut kept = CapabilitySet::SYS_ADMIN;
+    keep_effective(kept)?;
+    let socket_access = Access::EXEC_OK | Access::WRITE_OK;
+    if !allows_above(mount, Access::EXEC_OK) || !allows_above(socket, socket_access) {
+        kept |= CapabilitySet::DAC_OVERRIDE;
+    }
+    drop_capabilities(kept)?;
     let os = |call| move |errno| SandboxError::Os(call, errno);
     rustix::thread::set_no_new_privs(true).map_err(os("PR_SET_NO_NEW_PRIVS"))?;
     seccompiler::apply_filter(&filter()?)?;
     Ok(())
 }
 
-fn drop_capabilities() -> Result<(), SandboxError> {
+/// Whether the directory that something is in can be used so.
+fn allows_above(path: &Path, access: Access) -> bool {
+    let above = path
+        .parent()
+        .filter(|above| !above.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    accessat(CWD, above, access, AtFlags::EACCESS).is_ok()
+}
+
+/// Puts all capabilities but these aside.
+fn keep_effective(kept: CapabilitySet) -> Result<(), SandboxError> {
     let os = |call| move |errno| SandboxError::Os(call, errno);
+    let mut sets = rustix::thread::capabilities(None).map_err(os("capget"))?;
+    sets.effective = sets.permitted & kept;
+    rustix::thread::set_capabilities(None, sets).map_err(os("capset"))
+}
+
+fn drop_capabilities(kept: CapabilitySet) -> Result<(), SandboxError> {
+    let os = |call| move |errno| SandboxError::Os(call, errno);
+    keep_effective(CapabilitySet::all())?;
     let had = rustix::thread::capabilities(None).map_err(os("capget"))?;
     if had.permitted.contains(CapabilitySet::SETPCAP) {
         // Up to the first number that the kernel does not know.
         for capability in (0..64).map(|number| CapabilitySet::from_bits_retain(1 << number)) {
             match rustix::thread::capability_is_in_bounding_set(capability) {
-                Ok(true) if capability != KEPT => {
+                Ok(true) if !kept.contains(capability) => {
                     rustix::thread::remove_capability_from_bounding_set(capability)
                         .map_err(os("PR_CAPBSET_DROP"))?;
                 }
@@ -122,7 +147,7 @@ fn drop_capabilities() -> Result<(), SandboxError> {
             }
         }
     }
-    let kept = had.permitted & KEPT;
+    let kept = had.permitted & kept;
     let sets = CapabilitySets {
         effective: kept,
         permitted: kept,
@@ -193,7 +218,7 @@ mod tests {
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
         std::fs::set_permissions(&secret, mode).unwrap();
         assert!(std::fs::read(&secret).is_ok(), "root reads everything");
-        super::enter().unwrap();
+        super::enter(&dir.path().join("mount"), &dir.path().join("socket")).unwrap();
         let denied = |result: std::io::Result<()>| {
             let kind = result.expect_err("it was allowed").kind();
             assert_eq!(kind, ErrorKind::PermissionDenied);

@@ -378,6 +378,18 @@ fn the_daemon_gives_up_the_rights_that_it_does_not_need() {
 }
 
 #[test]
+fn nothing_is_left_below_the_home_of_another_user() {
+    let scratch = Scratch::new();
+    let home = scratch.path("");
+    std::os::unix::fs::chown(&home, Some(65534), Some(65534)).unwrap();
+    fs::set_permissions(&home, fs::Permissions::from_mode(0o700)).unwrap();
+    let mut daemon = Daemon::start(&scratch);
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.wait().code(), Some(0));
+    assert!(!scratch.is_mounted() && !scratch.socket().exists());
+}
+
+#[test]
 fn a_policy_is_checked_line_by_line() {
     let scratch = Scratch::new();
     let path = scratch.path("policy");

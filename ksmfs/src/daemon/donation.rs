@@ -182,12 +182,13 @@ impl Donation for DonationBuffer {
 
 #[cfg(test)]
 mod tests {
-    use super::{DonationBuffer, Freed};
+    use super::DonationBuffer;
     use ksm_engine::order::{DONATION_PAGES, Donation};
     use ksm_engine::page::{PAGE_SIZE, UserId};
     use ksm_engine::wire::BUFFER_PAGES;
     use rustix::fs::FallocateFlags;
     use rustix::io::Errno;
+    use std::time::{Duration, Instant};
 
     #[test]
     fn pages_arrive_as_the_peer_wrote_them() {
@@ -207,8 +208,13 @@ mod tests {
         let of_ledger = blocks();
         rustix::io::pwrite(buffer.descriptor(), &[7; PAGE_SIZE], 0).unwrap();
         assert!(blocks() > of_ledger);
-        assert_eq!(buffer.free(), Freed::Done);
-        assert_eq!(blocks(), of_ledger);
+        // On a busy machine nobody waits for it.
+        buffer.free();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while blocks() != of_ledger {
+            assert!(Instant::now() < deadline, "{} blocks", blocks());
+            std::thread::yield_now();
+        }
     }
 
     #[test]

@@ -55,9 +55,10 @@ pub fn cgroup(process: &OwnedFd) -> Option<String> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     // The number was its own all the time: it has one still.
     number_of(process)?;
-    let own = text.lines().find_map(|line| line.strip_prefix("0::"))?;
-    // What the kernel appends to a cgroup that was removed.
-    Some(own.trim_end_matches(" (deleted)").to_owned())
+    let own = text.split('\n').find_map(|line| line.strip_prefix("0::"))?;
+    // So the kernel names one that was removed, which none with a process in it is, or one outside of what is seen here.
+    let known = !own.ends_with(" (deleted)") && own != "/.." && !own.starts_with("/../");
+    known.then(|| own.to_owned())
 }
 
 /// The process id that a descriptor of a process stands for, while it has not been reaped.

@@ -96,8 +96,10 @@ struct Reader {
 
 impl Reader {
     fn read(&mut self, line: usize, text: &str) -> Result<(), Problem> {
-        let statement = text.split_once('#').map_or(text, |(before, _)| before);
-        let mut words = statement.split_whitespace();
+        // Within a word it is a part of the word.
+        let mut words = text
+            .split_whitespace()
+            .take_while(|word| !word.starts_with('#'));
         match words.next() {
             None => Ok(()),
             Some("domains") => self.base(line, &mut words),
@@ -196,8 +198,7 @@ fn who<'a>(words: &mut impl Iterator<Item = &'a str>) -> Result<Vec<Who>, Proble
                 let path = words
                     .next()
                     .ok_or(Problem::Missing("the path of a cgroup"))?;
-                let rooted = path.starts_with('/') && !path.split('/').any(|step| step == "..");
-                if !rooted {
+                if !is_of_a_cgroup(path) {
                     return Err(Problem::Cgroup(path.to_owned()));
                 }
                 Who::Cgroup(path.to_owned())
@@ -209,6 +210,13 @@ fn who<'a>(words: &mut impl Iterator<Item = &'a str>) -> Result<Vec<Who>, Proble
         return Err(Problem::Missing("any, uid or cgroup"));
     }
     Ok(all)
+}
+
+/// Whether the kernel can name a cgroup so; a slash at the end is forgiven.
+fn is_of_a_cgroup(path: &str) -> bool {
+    let steps = path.strip_suffix('/').unwrap_or(path).split('/');
+    let named = |step: &str| !matches!(step, "" | "." | "..");
+    path.starts_with('/') && steps.skip(1).all(named)
 }
 
 fn uids(text: &str) -> Result<std::ops::RangeInclusive<u32>, Problem> {

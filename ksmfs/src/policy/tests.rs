@@ -114,6 +114,19 @@ fn every_mistake_is_found_with_its_line() {
     assert_eq!(mistakes(text), wanted);
 }
 
+/// What fits no process would be obeyed by none, and what is cut short by too many.
+#[test]
+fn a_path_is_one_that_the_kernel_can_give() {
+    for path in ["/.", "//a", "/a/./b", "/a//b", "/a/..", "//"] {
+        let problem = Problem::Cgroup(path.to_owned());
+        assert_eq!(mistakes(&format!("never cgroup {path}")), [(1, problem)]);
+    }
+    let policy = policy("merge cgroup /team#1 #team\nnever cgroup /vault/");
+    assert_eq!(place(&policy, 1, "/team#1", ""), Ok(Domain::Merged(0)));
+    assert_eq!(place(&policy, 1, "/team", ""), Ok(Domain::User(1)));
+    assert_eq!(place(&policy, 1, "/vault/x", ""), Err(Outside::Never));
+}
+
 #[test]
 fn nobody_can_be_in_two_domains() {
     let text =
