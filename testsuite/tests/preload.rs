@@ -97,8 +97,9 @@ fn calls_that_few_programs_make_mean_what_they_mean() {
 }
 
 #[test]
-fn memory_whose_writes_are_tracked_is_moved_whole() {
+fn memory_whose_writes_are_tracked_is_moved_whole_and_becomes_huge() {
     run("tracked_memory", &["moved"]);
+    run("tracked_memory", &["collapsed"]);
     run("tracked_memory", &["sandboxed"]);
 }
 

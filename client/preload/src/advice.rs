@@ -29,6 +29,7 @@ pub fn madvise(addr: usize, len: usize, advice: i32) -> Answer {
             empty(addr, len, advice)
         }
         libc::MADV_REMOVE => remove(addr, len),
+        libc::MADV_COLLAPSE => collapse(addr, len),
         libc::MADV_DONTFORK => treat(addr, len, advice, Treatment::NotInChildren, true),
         libc::MADV_DOFORK => treat(addr, len, advice, Treatment::NotInChildren, false),
         libc::MADV_DONTDUMP => treat(addr, len, advice, Treatment::NotInDumps, true),
@@ -178,6 +179,16 @@ fn remove(addr: usize, len: usize) -> Answer {
         return Err(Errno::INVAL);
     }
     raw(addr, len, libc::MADV_REMOVE)
+}
+
+/// The kernel makes no huge page of pages that are protected.
+fn collapse(addr: usize, len: usize) -> Answer {
+    let changing = Changing::begin().zip(range(addr, len).ok().flatten());
+    let _changing = changing.map(|(mut changing, run)| {
+        changing.end_tracking(run);
+        changing
+    });
+    raw(addr, len, libc::MADV_COLLAPSE)
 }
 
 /// How the kernel is to treat the range from now on. The agent says it again to what it maps there; what it could not say

@@ -6,6 +6,10 @@
 #include <stddef.h>
 #include <sys/syscall.h>
 
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
+
 /* Pages that are tracked together. */
 #define BLOCK 8192
 
@@ -83,10 +87,31 @@ static void sandboxed(void) {
     check_used(to, 100);
 }
 
+/* To the kernel a page that is protected cannot become a part of a huge page. */
+static void collapsed(void) {
+    char *at = two_blocks(0) + BLOCK * PAGE, *other = map(3 * 512);
+    other += 512 * PAGE - (size_t)other % (512 * PAGE);
+    for (long i = 0; i < 512; i++)
+        *(long *)(at + i * PAGE) = *(long *)(other + i * PAGE) = i + 1;
+    wait_tracked(at - BLOCK * PAGE);
+    /* The machine may have no huge page to give. */
+    int can = 0, could = 0;
+    for (int i = 0; i < 100 && !could; i++) {
+        can |= madvise(other, 512 * PAGE, MADV_COLLAPSE) == 0;
+        could = madvise(at, 512 * PAGE, MADV_COLLAPSE) == 0;
+        pause_ms(1);
+    }
+    check(could >= can);
+    for (long i = 0; i < 512; i++)
+        check(*(long *)(at + i * PAGE) == i + 1);
+}
+
 int main(int argc, char **argv) {
     check(argc == 2);
     if (strcmp(argv[1], "moved") == 0)
         moved();
+    else if (strcmp(argv[1], "collapsed") == 0)
+        collapsed();
     else
         sandboxed();
     return 0;
