@@ -77,13 +77,17 @@ const LISTED: u8 = 16;
 const CROWDED: u8 = 32;
 
 impl RmapItem {
+    fn mark(&mut self, mark: u8, on: bool) {
+        self.marks = if on {
+            self.marks | mark
+        } else {
+            self.marks & !mark
+        };
+    }
+
     /// Says whether a fork shares the page's frame with another process.
     pub(crate) fn share_frame(&mut self, shared: bool) {
-        self.marks = if shared {
-            self.marks | FRAME_SHARED
-        } else {
-            self.marks & !FRAME_SHARED
-        };
+        self.mark(FRAME_SHARED, shared);
     }
 
     /// Whether a fork shared the page's frame with another process at the last visit.
@@ -94,11 +98,7 @@ impl RmapItem {
     /// Says whether the page is known to be mapped to a slot. Returns whether that is news.
     pub(crate) fn set_mapped(&mut self, mapped: bool) -> bool {
         let was = self.is_mapped();
-        self.marks = if mapped {
-            self.marks | MAPPED
-        } else {
-            self.marks & !MAPPED
-        };
+        self.mark(MAPPED, mapped);
         was != mapped
     }
 
@@ -139,11 +139,7 @@ impl RmapItem {
 
     /// Says whether the index of an unstable tree has its digest entry.
     pub(crate) fn set_listed(&mut self, listed: bool) {
-        self.marks = if listed {
-            self.marks | LISTED
-        } else {
-            self.marks & !LISTED
-        };
+        self.mark(LISTED, listed);
     }
 
     /// Whether the index of an unstable tree has its digest entry.
@@ -158,11 +154,7 @@ impl RmapItem {
 
     /// Says whether there are merged pages with its content that had no room for it: they may have room at the next visit.
     pub(crate) fn set_crowded(&mut self, crowded: bool) {
-        self.marks = if crowded {
-            self.marks | CROWDED
-        } else {
-            self.marks & !CROWDED
-        };
+        self.mark(CROWDED, crowded);
     }
 
     /// Merged, and where its stable node is.
