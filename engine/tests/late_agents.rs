@@ -3,11 +3,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod changing;
+
 use ksm_engine::arena::MemfdStore;
 use ksm_engine::engine::Engine;
 use ksm_engine::knobs::KsmFile;
-use ksm_engine::order::{Donation, Order, OrderId, ReportRef, VisitRun, VisitState};
-use ksm_engine::page::{ArenaId, DomainId, MmId, PageBytes, PageRun, Slot, UserId};
+use ksm_engine::order::{Order, OrderId};
+use ksm_engine::page::{DomainId, MmId, PageRun, UserId};
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -18,12 +20,6 @@ const LATE: UserId = UserId(2);
 const PAGES: u64 = 256;
 const HOUR: Duration = Duration::from_secs(3600);
 const TIME: Duration = Duration::from_secs(10);
-
-struct Nothing;
-
-impl Donation for Nothing {
-    fn copy_pages(&self, _: usize, _: &mut [PageBytes]) {}
-}
 
 /// What an agent needs that does its best.
 fn work(order: &Order) -> Duration {
@@ -111,33 +107,10 @@ impl World {
                 {
                     self.visited += range.len.min((*limit).into());
                 }
-                self.answer(mm, id, &order);
+                changing::answer(&mut self.engine, mm, id, &order);
             }
             self.engine.advance(self.now);
         }
-    }
-
-    fn answer(&mut self, mm: MmId, id: OrderId, order: &Order) {
-        let Order::Visit { range, limit, .. } = order else {
-            panic!("nothing is to be merged here: {order:?}");
-        };
-        let len = range.len.min((*limit).into());
-        let runs = [VisitRun {
-            start: range.start,
-            len: u32::try_from(len).unwrap(),
-            state: VisitState::Changed as u32,
-            slot: Slot {
-                arena: ArenaId(0),
-                index: 0,
-            },
-        }];
-        let report = ReportRef::Visited {
-            end: range.start + len,
-            zero_pages: 0,
-            runs: &runs,
-            digests: &[],
-        };
-        self.engine.report(mm, id, &report, &Nothing).unwrap();
     }
 }
 

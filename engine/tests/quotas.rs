@@ -2,18 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod changing;
+
 use ksm_engine::arena::MemfdStore;
 use ksm_engine::engine::{Engine, Quotas};
 use ksm_engine::knobs::KsmFile;
-use ksm_engine::order::{Donation, Order, ReportRef, VisitRun, VisitState};
-use ksm_engine::page::{ArenaId, DomainId, MmId, PageBytes, PageRun, Slot};
+use ksm_engine::page::{DomainId, MmId, PageRun};
 use std::time::Duration;
-
-struct Nothing;
-
-impl Donation for Nothing {
-    fn copy_pages(&self, _: usize, _: &mut [PageBytes]) {}
-}
 
 /// Lets all agents say that every page has changed, until there were two more scans.
 fn scan(engine: &mut Engine<MemfdStore>, now: &mut Duration) {
@@ -22,26 +17,7 @@ fn scan(engine: &mut Engine<MemfdStore>, now: &mut Duration) {
         *now += Duration::from_millis(50);
         engine.advance(*now);
         while let Some((mm, id, order)) = engine.take_order() {
-            let Order::Visit { range, limit, .. } = order else {
-                panic!("{order:?}");
-            };
-            let len = range.len.min(limit.into());
-            let runs = [VisitRun {
-                start: range.start,
-                len: u32::try_from(len).unwrap(),
-                state: VisitState::Changed as u32,
-                slot: Slot {
-                    arena: ArenaId(0),
-                    index: 0,
-                },
-            }];
-            let report = ReportRef::Visited {
-                end: range.start + len,
-                zero_pages: 0,
-                runs: &runs,
-                digests: &[],
-            };
-            engine.report(mm, id, &report, &Nothing).unwrap();
+            changing::answer(engine, mm, id, &order);
         }
     }
 }
