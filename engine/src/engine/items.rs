@@ -3,8 +3,10 @@
 //! There is one item per (mm, page) that a visit found, as in the kernel. Items live in chunks of 256 consecutive
 //! pages, so that a sparse address space costs what is present in it, and an item is 12 bytes.
 
+mod chunks;
+
 use crate::page::{MmId, NumaNode, PageRun};
-use std::collections::BTreeMap;
+use chunks::Chunks;
 use std::num::NonZeroU64;
 
 /// Names an item: its mm and page. Packed, because every sharer of a merged page is listed by one.
@@ -265,7 +267,7 @@ pub(crate) struct Passed {
 /// The items of one mm.
 #[derive(Debug, Default)]
 pub(crate) struct ItemTable {
-    chunks: BTreeMap<u64, Box<Chunk>>,
+    chunks: Chunks<Chunk>,
     tracked: u64,
 }
 
@@ -294,14 +296,14 @@ impl ItemTable {
     pub(crate) fn get(&self, page: u64) -> RmapItem {
         let (chunk, within) = place(page);
         self.chunks
-            .get(&chunk)
+            .get(chunk)
             .map_or_else(RmapItem::default, |chunk| chunk.items[within])
     }
 
     /// The item of `page`, if there is one.
     pub(crate) fn get_mut(&mut self, page: u64) -> Option<&mut RmapItem> {
         let (chunk, within) = place(page);
-        let chunk = self.chunks.get_mut(&chunk)?;
+        let chunk = self.chunks.get_mut(chunk)?;
         let item = &mut chunk.items[within];
         (item.state != State::Absent).then(|| {
             chunk.settled = false;
@@ -312,13 +314,11 @@ impl ItemTable {
     /// The item of `page`, made now if there was none.
     pub(crate) fn track(&mut self, page: u64) -> &mut RmapItem {
         let (chunk, within) = place(page);
-        let chunk = self.chunks.entry(chunk).or_insert_with(|| {
-            Box::new(Chunk {
-                items: [RmapItem::default(); CHUNK],
-                tracked: 0,
-                nodes: None,
-                settled: false,
-            })
+        let chunk = self.chunks.get_or_insert_with(chunk, || Chunk {
+            items: [RmapItem::default(); CHUNK],
+            tracked: 0,
+            nodes: None,
+            settled: false,
         });
         chunk.settled = false;
         let item = &mut chunk.items[within];
@@ -333,14 +333,14 @@ impl ItemTable {
     /// The NUMA node that `page` was on when it was looked at last.
     pub(crate) fn node(&self, page: u64) -> NumaNode {
         let (chunk, within) = place(page);
-        let nodes = self.chunks.get(&chunk).and_then(|c| c.nodes.as_ref());
+        let nodes = self.chunks.get(chunk).and_then(|c| c.nodes.as_ref());
         nodes.map_or(NumaNode(0), |nodes| nodes[within])
     }
 
     /// Notes the NUMA node of a page that has an item.
     pub(crate) fn set_node(&mut self, page: u64, node: NumaNode) {
         let (chunk, within) = place(page);
-        if let Some(chunk) = self.chunks.get_mut(&chunk)
+        if let Some(chunk) = self.chunks.get_mut(chunk)
             && (node != NumaNode(0) || chunk.nodes.is_some())
         {
             let nodes = &mut chunk.nodes;
@@ -351,7 +351,7 @@ impl ItemTable {
     /// Forgets the item of `page`; it must be in no tree.
     pub(crate) fn untrack(&mut self, page: u64) {
         let (number, within) = place(page);
-        let Some(chunk) = self.chunks.get_mut(&number) else {
+        let Some(chunk) = self.chunks.get_mut(number) else {
             return;
         };
         if chunk.items[within].state != State::Absent {
@@ -359,7 +359,7 @@ impl ItemTable {
             chunk.tracked -= 1;
             self.tracked -= 1;
             if chunk.tracked == 0 {
-                self.chunks.remove(&number);
+                self.chunks.remove(number);
             }
         }
     }
@@ -409,10 +409,11 @@ impl ItemTable {
 
     /// Goes over unchanged items as [`super::Engine::decide`] would, up to the first page that has to be decided on by itself.
     pub(crate) fn pass(&mut self, run: PageRun, pace: Pace, passed: &mut Passed) -> Option<u64> {
-        let first = run.start / CHUNK_PAGES;
+        let mut first = run.start / CHUNK_PAGES;
         let last = run.end().div_ceil(CHUNK_PAGES).max(first);
-        for (number, chunk) in self.chunks.range_mut(first..last) {
-            let part = part_of(*number, run);
+        while let Some((number, chunk)) = self.chunks.first_mut(first..last) {
+            first = number + 1;
+            let part = part_of(number, run);
             let whole = part == (0..CHUNK);
             if whole && chunk.settled && !pace.stops_at_merged {
                 passed.scanned += chunk.tracked as u64;
@@ -439,9 +440,7 @@ impl ItemTable {
     fn chunks_within(&self, run: PageRun) -> impl Iterator<Item = (u64, &Chunk)> {
         let first = run.start / CHUNK_PAGES;
         let last = run.end().div_ceil(CHUNK_PAGES).max(first);
-        self.chunks
-            .range(first..last)
-            .map(|(number, chunk)| (*number, &**chunk))
+        self.chunks.range(first..last)
     }
 
     /// The pages in `run` that have an item, ascending, with the items.
@@ -508,8 +507,12 @@ mod tests {
             item.state = State::Stable;
             item.set_mapped(true);
         }
-        let settled =
-            |table: &ItemTable| table.chunks.values().filter(|chunk| chunk.settled).count();
+        let settled = |table: &ItemTable| {
+            table
+                .chunks_within(run)
+                .filter(|(_, chunk)| chunk.settled)
+                .count()
+        };
         for _ in 0..2 {
             let mut passed = Passed::default();
             assert_eq!(table.unchanged(run, false), Some(800));
