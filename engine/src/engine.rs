@@ -15,6 +15,7 @@ mod arenas;
 mod audit;
 mod control;
 mod count;
+mod donate;
 mod huge;
 mod inquiry;
 mod items;
@@ -164,8 +165,10 @@ pub struct Engine<S> {
     held: bool,
     steps: VecDeque<visits::Step>,
     plans: BTreeMap<MmId, merge::Plan>,
+    /// What was donated and not looked at yet.
+    donated: VecDeque<donate::Donated>,
     /// Room for the bytes of donated pages.
-    copies: Vec<PageBytes>,
+    spare: Vec<Vec<PageBytes>>,
     outbox: Outbox,
     patience: patience::Patience,
     quotas: Quotas,
@@ -205,7 +208,8 @@ impl<S: SlotStore> Engine<S> {
             held: false,
             steps: VecDeque::new(),
             plans: BTreeMap::new(),
-            copies: Vec::new(),
+            donated: VecDeque::new(),
+            spare: Vec::new(),
             outbox: Outbox::default(),
             patience: patience::Patience::default(),
             quotas: Quotas::default(),
@@ -504,9 +508,16 @@ impl<S: SlotStore> Engine<S> {
         self.patience.waited()
     }
 
-    /// The next order to send.
+    /// The next order to send; to be asked for until there is none. What was donated is looked at only when all that was ready has
+    /// been taken, so that agents are at work meanwhile.
     pub fn take_order(&mut self) -> Option<(MmId, OrderId, Order)> {
-        self.outbox.take()
+        loop {
+            let order = self.outbox.take();
+            if order.is_some() || !self.take_donation() {
+                return order;
+            }
+            self.pump();
+        }
     }
 
     /// The figures of one mm.

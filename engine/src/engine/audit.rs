@@ -82,6 +82,7 @@ impl<S: SlotStore> Engine<S> {
         let foundings = |domain: &Domain| domain.foundings.len() as u64;
         agree("foundings", self.domains.values().map(foundings).sum(), 0)?;
         agree("plans", self.plans.len() as u64, 0)?;
+        agree("donations", self.donated.len() as u64, 0)?;
         agree("pages being refiled", self.refiling.under_way(), 0)?;
         agree("orders", self.outbox.has_work().into(), 0)?;
         agree("steps", self.steps.len() as u64, 0)

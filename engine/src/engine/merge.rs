@@ -4,8 +4,8 @@
 //! the right number of sharers; if the agent then reports that the page could not be mapped, the item is detached
 //! again.
 //!
-//! Two equal pages *found* a node in three steps. The partner that waited in the unstable tree donates its bytes, which the
-//! engine copies to a fresh slot and hashes itself: its agent has nothing else to do while the other one still visits. Then
+//! Two equal pages *found* a node in three steps. The partner that waited in the unstable tree donates its bytes (`donate.rs`), which
+//! the engine copies to a fresh slot and hashes itself: its agent has nothing else to do while the other one still visits. Then
 //! the partner is mapped, and only when that worked the page visited last and all pages that joined meanwhile: a partner
 //! that cannot be moved (pinned, say) keeps its equals from merging, as in the kernel, instead of leaving a merged page with
 //! a single sharer.
@@ -13,22 +13,17 @@
 use super::items::{ItemRef, State};
 use super::stable::NodeId;
 use super::{Engine, Purpose, ReportError};
-use crate::order::{
-    DONATION_PAGES, Donation, MAP_PAGES, MAX_RUNS, MapRun, Order, Outcome, OutcomeRun,
-};
-use crate::page::{ArenaId, DomainId, MmId, PAGE_SIZE, PageBytes, PageRun, Slot};
+use crate::order::{MAP_PAGES, MAX_RUNS, MapRun, Order, Outcome, OutcomeRun};
+use crate::page::{ArenaId, MmId, PageRun, Slot};
 use crate::store::SlotStore;
 use smallvec::{SmallVec, smallvec};
 use std::collections::BTreeMap;
-
-/// Donated pages that are copied before they are looked at: few enough to stay in the processor's cache meanwhile.
-const COPIED_AT_ONCE: usize = 32;
 
 /// A merged page in the making.
 #[derive(Debug)]
 pub(crate) struct Founding {
     /// The page that waited in the unstable tree; it gives its bytes.
-    partner: ItemRef,
+    pub(super) partner: ItemRef,
     /// The page that met it, and those that joined since.
     waiting: SmallVec<[ItemRef; 1]>,
 }
@@ -101,7 +96,7 @@ impl<S: SlotStore> Engine<S> {
         self.plans.entry(mm).or_default()
     }
 
-    fn plan_map(&mut self, item: ItemRef, slot: Slot) {
+    pub(super) fn plan_map(&mut self, item: ItemRef, slot: Slot) {
         self.plan(item.mm()).map.push((item.page(), slot));
     }
 
@@ -154,13 +149,14 @@ impl<S: SlotStore> Engine<S> {
                     continue;
                 };
                 if self.mms.get(mm).is_some_and(super::mm::Mm::answers) {
+                    // First, for it is waited for: what is donated is copied while the agent maps.
+                    self.order_donation(mm, &mut plan.donate);
                     self.order_maps(mm, std::mem::take(&mut plan.map), map_order);
                     self.order_maps(mm, std::mem::take(&mut plan.remap), remap_order);
                     self.order_maps(mm, std::mem::take(&mut plan.refile), refile_order);
                     self.order_splits(mm, &std::mem::take(&mut plan.split));
                     self.order_zeroes(mm, &std::mem::take(&mut plan.zero));
                     self.order_to_forget(mm, &std::mem::take(&mut plan.forget));
-                    self.order_donation(mm, &mut plan.donate);
                     if !plan.is_empty() {
                         self.plans.insert(mm, plan);
                     }
@@ -214,189 +210,6 @@ impl<S: SlotStore> Engine<S> {
             let order = Order::Unmerge { range };
             self.outbox.send(mm, order, Purpose::Forget, self.now);
         }
-    }
-
-    fn order_donation(&mut self, id: MmId, donate: &mut Vec<(u64, NodeId)>) {
-        let Some(mm) = self.mms.get_mut(id) else {
-            return;
-        };
-        if mm.donating || donate.is_empty() {
-            return;
-        }
-        mm.donating = true;
-        let rest = donate.split_off(donate.len().min(DONATION_PAGES));
-        let now = std::mem::replace(donate, rest);
-        let order = Order::Donate {
-            runs: page_runs(now.iter().map(|(page, _)| *page)),
-        };
-        let nodes = now.into_iter().map(|(_, node)| node).collect();
-        self.outbox
-            .send(id, order, Purpose::Donate(nodes), self.now);
-    }
-
-    /// Copies donated pages to slots, if they are what was announced.
-    pub(super) fn donation_arrived(
-        &mut self,
-        id: MmId,
-        nodes: &[NodeId],
-        outcomes: &[OutcomeRun],
-        donation: &dyn Donation,
-    ) -> Result<(), ReportError> {
-        if let Some(mm) = self.mms.get_mut(id) {
-            mm.donating = false;
-        }
-        let total: u64 = outcomes.iter().map(|run| u64::from(run.len)).sum();
-        if total != nodes.len() as u64 {
-            for node in nodes {
-                self.give_up(id, *node, Outcome::Lost);
-            }
-            return Err(ReportError::WrongPages);
-        }
-        let each = outcomes
-            .iter()
-            .flat_map(|run| (0..run.len).map(|_| run.outcome));
-        let Some(domain_id) = self.mms.get(id).map(|mm| mm.domain) else {
-            return Ok(());
-        };
-        let outcomes: Vec<_> = each
-            .map(|outcome| Outcome::from_number(outcome).unwrap_or(Outcome::Failed))
-            .collect();
-        let mut copies = std::mem::take(&mut self.copies);
-        copies.resize(COPIED_AT_ONCE, [0; PAGE_SIZE]);
-        let parts = nodes.chunks(COPIED_AT_ONCE);
-        for (part, (nodes, outcomes)) in parts.zip(outcomes.chunks(COPIED_AT_ONCE)).enumerate() {
-            let copies = &mut copies[..nodes.len()];
-            donation.copy_pages(part * COPIED_AT_ONCE, copies);
-            self.take_copies(id, domain_id, nodes, outcomes, copies);
-        }
-        self.copies = copies;
-        Ok(())
-    }
-
-    /// The partner of a node in the making, if it and another page are still there: pages may be taken out of the
-    /// mergeable ranges while orders are on their way.
-    fn partner_in_place(&mut self, mm: MmId, node: NodeId) -> Option<ItemRef> {
-        let domain = self.domain_of(mm);
-        let partner = domain.foundings.get(&node)?.partner;
-        let others = domain.stable.node(node).items().len() > 1;
-        let known = self.item(partner);
-        (others && known.state == State::Stable && known.link == node.0).then_some(partner)
-    }
-
-    /// Copies to slots what of the donated pages is as announced, as many at a time as lie side by side.
-    fn take_copies(
-        &mut self,
-        mm: MmId,
-        domain_id: DomainId,
-        nodes: &[NodeId],
-        outcomes: &[Outcome],
-        copies: &[PageBytes],
-    ) {
-        let mut good: Vec<(NodeId, ItemRef)> = Vec::new();
-        let mut first = 0;
-        for (index, (node, outcome)) in nodes.iter().zip(outcomes).enumerate() {
-            let taken = self.check_donated(mm, *node, *outcome, &copies[index]);
-            let numa = |node: NodeId| {
-                self.domains
-                    .get(&domain_id)
-                    .map(|d| d.stable.node(node).numa)
-            };
-            if let Some(partner) = taken
-                && good
-                    .last()
-                    .is_none_or(|(last, _)| numa(*last) == numa(*node))
-            {
-                good.push((*node, partner));
-                continue;
-            }
-            self.found_slots(
-                mm,
-                domain_id,
-                &std::mem::take(&mut good),
-                &copies[first..index],
-            );
-            first = index + usize::from(taken.is_none());
-            good.extend(taken.map(|partner| (*node, partner)));
-        }
-        self.found_slots(mm, domain_id, &good, &copies[first..]);
-    }
-
-    /// The partner of a donated page if that is what was announced; else its node is given up.
-    fn check_donated(
-        &mut self,
-        mm: MmId,
-        node: NodeId,
-        outcome: Outcome,
-        copy: &PageBytes,
-    ) -> Option<ItemRef> {
-        if outcome != Outcome::Done {
-            self.give_up(mm, node, outcome);
-            return None;
-        }
-        let domain = self.domain_of(mm);
-        if domain.salt.digest(copy) != domain.stable.node(node).digest {
-            self.give_up(mm, node, Outcome::Changed);
-            return None;
-        }
-        let partner = self.partner_in_place(mm, node);
-        if partner.is_none() {
-            self.give_up(mm, node, Outcome::Gone);
-        }
-        partner
-    }
-
-    /// Gives slots to nodes in the making, and has their partners mapped there.
-    fn found_slots(
-        &mut self,
-        mm: MmId,
-        domain: DomainId,
-        nodes: &[(NodeId, ItemRef)],
-        copies: &[PageBytes],
-    ) {
-        let mut done = 0;
-        while let Some(rest) = nodes.get(done..).filter(|rest| !rest.is_empty()) {
-            let ids: SmallVec<[NodeId; COPIED_AT_ONCE]> = rest.iter().map(|(id, _)| *id).collect();
-            let Some((first, count)) = self.fill_slots(domain, &ids, &copies[done..]) else {
-                for (node, _) in rest {
-                    self.give_up(mm, *node, Outcome::NoMemory);
-                }
-                return;
-            };
-            for (index, (_, partner)) in (first.index..).zip(&rest[..count]) {
-                self.plan_map(*partner, Slot { index, ..first });
-            }
-            done += count;
-        }
-    }
-
-    /// Writes pages to the next free slots of the domain, as many as the open arena takes: the first slot, and how many.
-    /// All nodes are of one NUMA node.
-    pub(super) fn fill_slots(
-        &mut self,
-        id: DomainId,
-        nodes: &[NodeId],
-        pages: &[PageBytes],
-    ) -> Option<(Slot, usize)> {
-        let domain = self.domains.get(&id)?;
-        let numa = domain.stable.node(*nodes.first()?).numa;
-        let numa = (!self.knobs.merge_across_nodes).then_some(numa);
-        if domain.arenas.next(numa).is_none() {
-            self.open_arena(id, numa)?;
-        }
-        let domain = self.domains.get_mut(&id)?;
-        let first = domain.arenas.next(numa)?;
-        let count = domain.arenas.room(numa).min(nodes.len());
-        if let Err(error) = self.store.write(first, &pages[..count]) {
-            log::warn!("merging is held back: {error}");
-            return None;
-        }
-        for (index, node) in (first.index..).zip(&nodes[..count]) {
-            if domain.arenas.take(numa, *node) {
-                self.store.finish(first.arena);
-            }
-            domain.stable.node_mut(*node).slot = Some(Slot { index, ..first });
-        }
-        Some((first, count))
     }
 
     /// Walks the outcomes of an order page by page.
@@ -482,7 +295,7 @@ impl<S: SlotStore> Engine<S> {
     }
 
     /// A node could not be founded: its items go back to where they were.
-    fn give_up(&mut self, mm: MmId, node: NodeId, outcome: Outcome) {
+    pub(super) fn give_up(&mut self, mm: MmId, node: NodeId, outcome: Outcome) {
         let Some(founding) = self.domain_of(mm).foundings.remove(&node) else {
             return;
         };
@@ -554,6 +367,7 @@ impl<S: SlotStore> Engine<S> {
         if let Some(mm) = self.mms.get_mut(mm) {
             mm.donating = false;
         }
+        self.lose_donations(mm);
         if let Some(plan) = self.plans.remove(&mm) {
             self.lose_plan(mm, plan);
         }
@@ -588,7 +402,7 @@ fn refile_order(arena: ArenaId, runs: Vec<MapRun>) -> (Order, Purpose) {
 }
 
 /// Consecutive pages as runs, in the order given.
-fn page_runs(pages: impl Iterator<Item = u64>) -> Vec<PageRun> {
+pub(super) fn page_runs(pages: impl Iterator<Item = u64>) -> Vec<PageRun> {
     let mut runs: Vec<PageRun> = Vec::new();
     for page in pages {
         match runs.last_mut() {

@@ -173,7 +173,8 @@ impl<S: SlotStore> Engine<S> {
             return false;
         };
         let over = batch.complete || batch.budget == 0;
-        if !over || !self.steps.is_empty() || self.outbox.is_busy() || self.has_plans() {
+        let at_work = !self.steps.is_empty() || self.outbox.is_busy() || self.has_plans();
+        if !over || at_work || !self.donated.is_empty() {
             return false;
         }
         let (complete, visited) = (batch.complete, batch.visited);
@@ -206,6 +207,7 @@ impl<S: SlotStore> Engine<S> {
     fn finish_scan(&mut self) {
         self.list.finish();
         self.tally.full_scans += 1;
+        self.spare.clear();
         self.advise();
         for domain in self.domains.values_mut() {
             domain.unstable.give_back_memory();
