@@ -56,8 +56,9 @@ impl Config {
         self
     }
 
-    /// Lets calm memory be write-protected, so that it need not be read again in each scan until it is written: scanning then
-    /// costs a small part of what it costs without. The first write to such a page costs the app about a microsecond more.
+    /// Lets memory that is new or calm be write-protected, so that it need not be read again in each scan until it is written:
+    /// scanning then costs a small part of what it costs without. The first write to such a page costs the app about a
+    /// microsecond more.
     ///
     /// For apps that register no mergeable memory with a userfaultfd of their own: the kernel lets one have it only, so
     /// their call would fail with `EBUSY`. (The preloaded library sees such calls, and gives way.)

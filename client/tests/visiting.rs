@@ -12,7 +12,7 @@ use rig::{Arena, Rig, SALT, page};
 
 #[test]
 fn a_page_is_changed_then_calm_with_its_digest_then_known() {
-    let mut rig = Rig::new();
+    let mut rig = Rig::untracked();
     let memory = rig.memory(3, page);
     assert_eq!(rig.states(memory.run()), [Changed; 3]);
     let (end, pages, digests, _) = rig.visit_with(memory.run(), 100, &[]);
@@ -30,9 +30,27 @@ fn a_page_is_changed_then_calm_with_its_digest_then_known() {
     assert_eq!(rig.states(memory.run()), [Calm; 3]);
 }
 
+/// So that it need not be read again: whether it was written until the next visit is asked of the kernel.
+#[test]
+fn a_page_whose_writes_are_tracked_has_its_digest_said_at_first_sight() {
+    let mut rig = Rig::new();
+    let memory = rig.memory(4, |i| if i == 3 { [0; PAGE_SIZE] } else { page(i) });
+    let (_, pages, digests, _) = rig.visit_with(memory.run(), 100, &[]);
+    let states: Vec<_> = pages.iter().map(|(_, state, _)| *state).collect();
+    assert_eq!(states, [Calm, Calm, Calm, Changed]);
+    assert_eq!(digests, [0, 1, 2].map(|i| SALT.digest(&page(i))));
+    memory.write(0, &page(0));
+    memory.write(1, &page(11));
+    let second = [CalmKnown, Changed, CalmKnown, CalmZero];
+    assert_eq!(rig.states(memory.run()), second);
+    let (_, pages, digests, _) = rig.visit_with(memory.run(), 100, &[]);
+    assert_eq!(pages[1].1, Calm);
+    assert_eq!(digests, [SALT.digest(&page(11))]);
+}
+
 #[test]
 fn holes_and_zero_pages_of_the_kernel_are_not_there() {
-    let mut rig = Rig::new();
+    let mut rig = Rig::untracked();
     let memory = Memory::map(8);
     rig.space.register(memory.run()).unwrap();
     memory.write(2, &page(2));
@@ -51,7 +69,7 @@ fn holes_and_zero_pages_of_the_kernel_are_not_there() {
 
 #[test]
 fn what_is_seen_of_a_page_does_not_outlive_it() {
-    let mut rig = Rig::new();
+    let mut rig = Rig::untracked();
     let memory = rig.memory(2, page);
     let _ = rig.visit(memory.run());
     memory.advise(0, 1, rustix::mm::Advice::LinuxDontNeed);
@@ -83,7 +101,7 @@ fn a_visit_says_on_which_nodes_pages_are_if_it_is_asked() {
 
 #[test]
 fn a_visit_ends_at_its_limit_and_goes_on_from_there() {
-    let mut rig = Rig::new();
+    let mut rig = Rig::untracked();
     let memory = rig.memory(5000, page);
     let arena = Arena::new(1, 5000, page);
     for first in (0..5000).step_by(1000) {
@@ -117,7 +135,7 @@ fn a_visit_ends_at_its_limit_and_goes_on_from_there() {
 
 #[test]
 fn skipped_pages_are_not_read_and_do_not_count() {
-    let mut rig = Rig::new();
+    let mut rig = Rig::untracked();
     let memory = rig.memory(10, page);
     let arena = Arena::new(1, 10, page);
     assert_eq!(rig.map(&memory, 4, 1, &arena, 4).len(), 1);

@@ -156,7 +156,8 @@ impl OutcomeRun {
 pub enum VisitState {
     /// An ordinary page, seen for the first time or with other bytes than at its last visit.
     Changed = 1,
-    /// The same bytes as at its last visit; its digest is in [`ReportRef::Visited`].
+    /// The same bytes as at its last visit; its digest is in [`ReportRef::Visited`]. Or it is seen for the first time, and its writes
+    /// are tracked: the engine, which knows nothing of the page, only notes the digest then.
     Calm = 2,
     /// Calm, and its digest has been reported before, with the same bytes.
     CalmKnown = 3,

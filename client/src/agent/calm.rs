@@ -1,5 +1,8 @@
 //! Calm memory: write-protected, so that what was not written since need not be read again, and summed up.
 //!
+//! Memory that is new is protected as well, before it is read for the first time: if it was not written until the next visit it is
+//! calm, and was read once and not twice. What was written then is protected again when it has been calm.
+//!
 //! The protection is asynchronous: the kernel itself resolves the fault of a write, in system calls as well, and nobody waits.
 //! A page that was read *after* it was protected and is still protected has the bytes that were read, and one that shows
 //! its slot still shows it. What the kernel says is believed, never a note of ours: a mapping that was replaced, moved or
@@ -12,6 +15,7 @@
 //!   known of the others is forgotten at each fork, and visits that ask for nodes sum up nothing.
 
 use super::report::ReportBuffer;
+use super::visit::is_ordinary;
 use crate::space::Tables;
 use crate::space::states::{Flags, States};
 use crate::sys::pagemap::{PageIs, Pagemap};
@@ -176,25 +180,57 @@ impl Tracker<'_> {
         Ok((!complete).then_some(at))
     }
 
-    /// Protects the pages of the chunk at `page` that have been calm for some visits. To be done before they are looked at.
-    /// False if what the kernel says of protection there may be about somebody else's.
+    /// Where there is something to protect first: the chunk of a page that is there, or of which anything is known.
+    pub(super) fn first_chunk(&self, states: &States, within: PageRun) -> Option<u64> {
+        let known = states.first(within);
+        let there = known.map_or(within, |page| PageRun::between(within.start, page));
+        let found = self.pagemap.scan(there, 1).ok();
+        let there = found.and_then(|found| found.runs().next().map(|(run, _)| run.start));
+        there.or(known).map(|page| page / CHUNK * CHUNK)
+    }
+
+    /// Protects the pages of the chunk at `page` that are calm, and those that were never looked at. To be done before they are
+    /// looked at. False if what the kernel says of protection there may be about somebody else's.
     pub(super) fn protect(&self, tables: &Tables, pages: AppPages, page: u64) -> bool {
         let region = pages.run();
         let chunk = PageRun::between(page, end_of_chunk(page, region));
-        let mut at = chunk.start;
         let mut is_ours = false;
+        let mut protect = |run: PageRun, kind: Kind| {
+            is_ours = is_ours || self.register(tables, page);
+            let part = pages.part(run.start - region.start, run.len);
+            if is_ours && (kind != Kind::Merged || populate_read(part).is_ok()) {
+                let _ = self.uffd.protect(part);
+            }
+            is_ours
+        };
+        let mut at = chunk.start;
         while let Some((run, kind)) = calm_run(&tables.states, PageRun::between(at, chunk.end())) {
             at = run.end();
-            if !is_ours && !self.register(tables, page) {
+            if kind == Kind::New {
+                let mut there = self.ordinary_runs(run);
+                if !there.all(|run| protect(run, kind)) {
+                    return false;
+                }
+            } else if !protect(run, kind) {
                 return false;
-            }
-            is_ours = true;
-            let part = pages.part(run.start - region.start, run.len);
-            if kind == Kind::Known || populate_read(part).is_ok() {
-                let _ = self.uffd.protect(part);
             }
         }
         true
+    }
+
+    /// Pages that are there and can be protected as they are: what is not there would get an entry in the page table, and a
+    /// huge page would be split when it is written to.
+    fn ordinary_runs(&self, run: PageRun) -> impl Iterator<Item = PageRun> + use<> {
+        let found = self.pagemap.scan(run, run.len).ok();
+        let mut rest = run;
+        std::iter::from_fn(move || {
+            let mut runs = found.as_ref()?.runs();
+            let (run, _) = runs.find(|(run, is)| {
+                run.start >= rest.start && is_ordinary(*is) && !is.contains(PageIs::HUGE)
+            })?;
+            rest = PageRun::between(run.end(), rest.end());
+            Some(run)
+        })
     }
 
     /// Whether the pages of the chunk at `page` are to be read whatever the kernel says.
@@ -226,9 +262,11 @@ pub(crate) fn end_tracking(uffd: &Uffd, pages: AppPages) -> bool {
 enum Kind {
     Merged,
     Known,
+    /// Nothing is known of it, nor whether it is there.
+    New,
 }
 
-/// The first run of calm pages of one kind that are not known to be protected. Those that are stay out of it: to protect
+/// The first run of calm or new pages of one kind that are not known to be protected. Those that are stay out of it: to protect
 /// again what was written since would be to say that it was not.
 fn calm_run(states: &States, within: PageRun) -> Option<(PageRun, Kind)> {
     let kind_of = |page: u64| {
@@ -240,6 +278,8 @@ fn calm_run(states: &States, within: PageRun) -> Option<(PageRun, Kind)> {
             // What the daemon has no name for is looked at each time.
             let name = states.arenas.name_of(state.slot.arena);
             name.map(|_| Kind::Merged)
+        } else if flags.is_empty() {
+            Some(Kind::New)
         } else {
             flags.contains(Flags::KNOWN).then_some(Kind::Known)
         }

@@ -98,13 +98,13 @@ impl Agent {
                     }
                 }
                 if rest.start >= protected_to {
-                    let known = tables.states.first(PageRun {
-                        len: WINDOW,
-                        ..rest
-                    });
-                    // Where nothing is known there is nothing to protect.
-                    let chunk = known.map_or(rest.start + WINDOW, |page| page / CHUNK * CHUNK);
-                    protected_to = chunk.max(rest.start / CHUNK * CHUNK + CHUNK);
+                    let ahead = PageRun {
+                        start: rest.start,
+                        len: rest.len.min(WINDOW),
+                    };
+                    let chunk = tracker.first_chunk(&tables.states, ahead);
+                    protected_to = chunk.unwrap_or(ahead.end());
+                    protected_to = protected_to.max(rest.start / CHUNK * CHUNK + CHUNK);
                     visitor.tracks = tracker.protect(&tables, region, rest.start);
                     visitor.trusts = visitor.tracks && !tracker.is_due(rest.start);
                 }
@@ -368,7 +368,7 @@ impl Visitor<'_> {
         if state.flags.contains(Flags::MERGED) && self.is_plain(page) {
             // The app unmapped it without telling, and this is another page. With the bytes of the old one it is calm at
             // once: ksmd goes by the address, too.
-            state.flags &= Flags::SEEN;
+            state.flags = Flags::SEEN;
         } else if state.flags.contains(Flags::MERGED) {
             // The hash stays: a page that was written with the bytes it had is calm at once, as with ksmd.
             state
@@ -383,10 +383,11 @@ impl Visitor<'_> {
         } else if self.is_unwritten(tables, page, is) && !self.is_skipped(page) {
             self.report(page, VisitState::CalmKnown, NumaNode(0));
         } else if let Some((bytes, node)) = read {
-            let found = self.ordinary(&mut state, bytes);
-            let quiet = found == VisitState::CalmKnown && is.is_intact() && self.tracks;
             let alone = !self.shared_now && !self.huge_now;
-            let quiet = quiet && alone && !state.flags.contains(Flags::BROKEN);
+            let protected = is.is_intact() && self.tracks && alone;
+            let found = self.ordinary(&mut state, bytes, protected);
+            let calm = matches!(found, VisitState::Calm | VisitState::CalmKnown);
+            let quiet = protected && calm && !state.flags.contains(Flags::BROKEN);
             state.flags.set(Flags::QUIET, quiet);
             self.report(page, found, node);
             tables.states.set(page, state);
@@ -402,12 +403,23 @@ impl Visitor<'_> {
         self.maps.at(page).is_ok_and(|mapping| mapping.inode == 0)
     }
 
-    fn ordinary(&mut self, state: &mut PageState, bytes: &PageBytes) -> VisitState {
+    /// `protected`: it is known at the next visit whether it was written since this one.
+    fn ordinary(
+        &mut self,
+        state: &mut PageState,
+        bytes: &PageBytes,
+        protected: bool,
+    ) -> VisitState {
         let hash = quick_hash(bytes);
+        let new = state.flags.is_empty();
         if !state.flags.contains(Flags::SEEN) || state.hash != hash {
             state.hash = hash;
             state.flags.remove(Flags::KNOWN | Flags::RESTED);
             state.flags.insert(Flags::SEEN);
+            if new && protected && !is_zero(bytes) {
+                // If it is not written until then, it need not be read at the next visit, when it counts as calm.
+                return self.calm(state, bytes);
+            }
             VisitState::Changed
         } else if state.flags.contains(Flags::BROKEN) && !self.may_merge_again(state) {
             VisitState::Unsure
@@ -416,10 +428,14 @@ impl Visitor<'_> {
         } else if state.flags.contains(Flags::KNOWN) {
             VisitState::CalmKnown
         } else {
-            state.flags.insert(Flags::KNOWN);
-            self.out.digest(self.salt.digest(bytes));
-            VisitState::Calm
+            self.calm(state, bytes)
         }
+    }
+
+    fn calm(&mut self, state: &mut PageState, bytes: &PageBytes) -> VisitState {
+        state.flags.insert(Flags::KNOWN);
+        self.out.digest(self.salt.digest(bytes));
+        VisitState::Calm
     }
 
     /// A page that was merged once can be pinned without our seeing it. It is tried again where the process seems to have no
@@ -441,7 +457,7 @@ fn is_marker(flags: Flags, is: PageIs) -> bool {
     is.is_intact() && !is.contains(PageIs::PRESENT) && flags.contains(quiet)
 }
 
-fn is_ordinary(is: PageIs) -> bool {
+pub(super) fn is_ordinary(is: PageIs) -> bool {
     is.contains(PageIs::PRESENT) && !is.intersects(PageIs::FILE | PageIs::ZERO)
 }
 

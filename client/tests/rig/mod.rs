@@ -33,9 +33,15 @@ pub struct Rig {
 }
 
 impl Rig {
+    /// One that tracks writes.
     pub fn new() -> Self {
+        let rig = Self::untracked();
+        rig.space.track_writes();
+        rig
+    }
+
+    pub fn untracked() -> Self {
         let space = Space::create().unwrap();
-        space.track_writes();
         let device = open(
             c"/dev/userfaultfd",
             OFlags::RDWR | OFlags::CLOEXEC,

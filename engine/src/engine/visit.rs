@@ -25,14 +25,16 @@ struct Seen {
 }
 
 impl<S: SlotStore> Engine<S> {
-    /// Decides on all pages of `looked_at`. Items of pages that were not found are freed: the pages are gone.
-    pub(super) fn decide(&mut self, id: MmId, looked_at: PageRun, report: &Visited) {
+    /// Decides on all pages of `looked_at`. Items of pages that were not found are freed: the pages are gone. Returns how
+    /// many had not changed and were only counted.
+    pub(super) fn decide(&mut self, id: MmId, looked_at: PageRun, report: &Visited) -> u64 {
         if let Some(mm) = self.mms.get_mut(id) {
             mm.zero_pages = report.zero_pages.min(mm.mergeable_pages());
             mm.counted = true;
         }
         let mut digests = report.digests.iter();
         let mut next = looked_at.start;
+        let mut passed = 0;
         for run in &report.runs {
             self.forget_items(id, PageRun::between(next, run.start));
             next = run.pages().end();
@@ -40,7 +42,7 @@ impl<S: SlotStore> Engine<S> {
                 continue;
             };
             if state == VisitState::Unchanged {
-                self.pass_unchanged(id, run.pages());
+                passed += self.pass_unchanged(id, run.pages());
                 continue;
             }
             for (page, offset) in (run.start..).zip(0..run.len) {
@@ -69,6 +71,7 @@ impl<S: SlotStore> Engine<S> {
             }
         }
         self.forget_items(id, PageRun::between(next, looked_at.end()));
+        passed
     }
 
     fn decide_page(&mut self, item: ItemRef, seen: Seen) {
@@ -168,8 +171,8 @@ impl<S: SlotStore> Engine<S> {
         counted == Some(run.counted())
     }
 
-    /// Decides on pages that are as they were reported last. Most of them are only counted.
-    fn pass_unchanged(&mut self, id: MmId, run: PageRun) {
+    /// Decides on pages that are as they were reported last. Returns how many of them were only counted.
+    fn pass_unchanged(&mut self, id: MmId, run: PageRun) -> u64 {
         let pace = Pace {
             sequence: self.sequence(),
             smart_scan: self.knobs.smart_scan,
@@ -177,10 +180,11 @@ impl<S: SlotStore> Engine<S> {
             stops_at_skipped: self.extras.meet_phases && self.knobs.merge_across_nodes,
         };
         let mut rest = run;
+        let mut counted = 0;
         loop {
             let mut passed = Passed::default();
             let Some(mm) = self.mms.get_mut(id) else {
-                return;
+                return counted;
             };
             let stopped = mm.items.pass(rest, pace, &mut passed);
             self.tally.scanned += passed.scanned;
@@ -191,7 +195,8 @@ impl<S: SlotStore> Engine<S> {
                 // What a search does to others than the one it finds.
                 self.domain_of(id).stable.dissolve_short_chains();
             }
-            let Some(page) = stopped else { return };
+            counted += passed.scanned;
+            let Some(page) = stopped else { return counted };
             self.decide_unchanged(ItemRef::new(id, page));
             rest = PageRun::between(page + 1, run.end());
         }

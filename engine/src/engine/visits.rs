@@ -345,13 +345,13 @@ impl<S: SlotStore> Engine<S> {
         let unknown = self.cut_what_is_unknown(id, &mut report);
         let looked_at = PageRun::between(range.start, report.end);
         let before = self.tally.scanned;
-        self.decide(id, looked_at, &report);
+        let passed = self.decide(id, looked_at, &report);
         let counted = self.tally.scanned - before;
         self.batch_mut().visited += counted;
         if let Some(mm) = self.mms.get_mut(id) {
             mm.stride = next_stride(mm.stride, looked_at.len, report.runs.len());
             if mm.sums_up {
-                mm.reach = next_reach(mm.reach, &report);
+                mm.reach = next_reach(mm.reach, passed, &report);
             }
         }
         let answers = self.mms.get(id).is_some_and(Mm::answers);
@@ -386,15 +386,11 @@ impl<S: SlotStore> Engine<S> {
     }
 }
 
-/// How many pages the next visit may count: more where they are as they were, because little is to be said of them.
-fn next_reach(reach: u32, report: &Visited) -> u32 {
-    let summed_up = report
-        .runs
-        .iter()
-        .filter(|run| run.found() == Some(VisitState::Unchanged));
-    let unchanged: u64 = summed_up.map(VisitRun::counted).sum();
+/// How many pages the next visit may count: more where they are as they were and only counted, because little is to be said
+/// of them and nothing done.
+fn next_reach(reach: u32, passed: u64, report: &Visited) -> u32 {
     let counted: u64 = report.runs.iter().map(VisitRun::counted).sum();
-    if counted - unchanged <= counted / 8 {
+    if counted.saturating_sub(passed) <= counted / 8 {
         reach.saturating_mul(4).min(MOST_VISITED)
     } else {
         VISIT_PAGES
