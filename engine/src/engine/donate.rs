@@ -7,6 +7,7 @@ use super::items::{ItemRef, State};
 use super::merge::page_runs;
 use super::stable::NodeId;
 use super::{Engine, Purpose, ReportError};
+use crate::digest::Fingerprint;
 use crate::order::{DONATION_PAGES, Donation, Order, Outcome, OutcomeRun};
 use crate::page::{DomainId, MmId, PAGE_SIZE, PageBytes, Slot};
 use crate::store::SlotStore;
@@ -178,7 +179,7 @@ impl<S: SlotStore> Engine<S> {
             return None;
         }
         let domain = self.domain_of(mm);
-        if domain.salt.digest(copy) != domain.stable.node(node).digest {
+        if Fingerprint::of(&domain.salt.digest(copy)) != domain.stable.node(node).fingerprint {
             self.give_up(mm, node, Outcome::Changed);
             return None;
         }

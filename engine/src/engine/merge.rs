@@ -13,6 +13,7 @@
 use super::items::{ItemRef, State};
 use super::stable::NodeId;
 use super::{Engine, Purpose, ReportError};
+use crate::digest::Fingerprint;
 use crate::order::{MAP_PAGES, MAX_RUNS, MapRun, Order, Outcome, OutcomeRun};
 use crate::page::{ArenaId, MmId, PageRun, Slot};
 use crate::store::SlotStore;
@@ -70,7 +71,7 @@ impl<S: SlotStore> Engine<S> {
     }
 
     /// Two items that are merged with nothing yet are equal.
-    pub(super) fn found(&mut self, item: ItemRef, partner: ItemRef, digest: crate::page::Digest) {
+    pub(super) fn found(&mut self, item: ItemRef, partner: ItemRef, fingerprint: Fingerprint) {
         let (now, numa) = (self.now, self.numa_of(item));
         self.splits(item);
         self.splits(partner);
@@ -78,7 +79,7 @@ impl<S: SlotStore> Engine<S> {
         self.forget_digest(partner);
         self.forget_digest(item);
         let domain = self.domain_of(item.mm());
-        let node = domain.stable.insert(numa, digest, None, now);
+        let node = domain.stable.insert(numa, fingerprint, None, now);
         domain.foundings.insert(
             node,
             Founding {

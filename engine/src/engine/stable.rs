@@ -12,8 +12,8 @@ mod chain;
 
 use super::items::ItemRef;
 use super::slab::Slab;
-use super::unstable::hash_of;
-use crate::page::{Digest, NumaNode, Slot};
+use crate::digest::Fingerprint;
+use crate::page::{NumaNode, Slot};
 use chain::{Chain, Dup};
 use hashbrown::HashTable;
 use smallvec::SmallVec;
@@ -27,7 +27,7 @@ pub(crate) struct NodeId(pub(crate) u32);
 /// One merged page.
 #[derive(Debug)]
 pub(crate) struct StableNode {
-    pub(crate) digest: Digest,
+    pub(crate) fingerprint: Fingerprint,
     /// Where its bytes are; `None` while they are still on their way from the donor.
     pub(crate) slot: Option<Slot>,
     /// Its place in a chain, if it is a dup.
@@ -163,29 +163,30 @@ impl StableTrees {
             .expect("node ids are given up with their node")
     }
 
-    fn root_key(&self, root: Root) -> (NumaNode, Digest) {
+    fn root_key(&self, root: Root) -> (NumaNode, Fingerprint) {
         match root {
-            Root::Node(id) => (self.node(id).numa, self.node(id).digest),
-            Root::Chain(id) => (self.chain(id).numa, self.chain(id).digest),
+            Root::Node(id) => (self.node(id).numa, self.node(id).fingerprint),
+            Root::Chain(id) => (self.chain(id).numa, self.chain(id).fingerprint),
         }
     }
 
-    fn root(&self, numa: NumaNode, digest: &Digest) -> Option<Root> {
-        let same = |root: &PackedRoot| self.root_key(root.unpack()).1 == *digest;
+    fn root(&self, numa: NumaNode, fingerprint: &Fingerprint) -> Option<Root> {
+        let same = |root: &PackedRoot| self.root_key(root.unpack()).1 == *fingerprint;
         let tree = self.trees.get(&numa)?;
-        tree.find(hash_of(digest), same).map(|root| root.unpack())
+        tree.find(fingerprint.hash(), same)
+            .map(|root| root.unpack())
     }
 
-    fn set_root(&mut self, numa: NumaNode, digest: &Digest, new: Option<Root>) {
+    fn set_root(&mut self, numa: NumaNode, fingerprint: &Fingerprint, new: Option<Root>) {
         self.steps += 1;
         let mut tree = std::mem::take(self.trees.entry(numa).or_default());
-        let same = |root: &PackedRoot| self.root_key(root.unpack()).1 == *digest;
-        if let Ok(old) = tree.find_entry(hash_of(digest), same) {
+        let same = |root: &PackedRoot| self.root_key(root.unpack()).1 == *fingerprint;
+        if let Ok(old) = tree.find_entry(fingerprint.hash(), same) {
             old.remove();
         }
         if let Some(new) = new {
-            let hash = |root: &PackedRoot| hash_of(&self.root_key(root.unpack()).1);
-            tree.insert_unique(hash_of(digest), PackedRoot::pack(new), hash);
+            let hash = |root: &PackedRoot| self.root_key(root.unpack()).1.hash();
+            tree.insert_unique(fingerprint.hash(), PackedRoot::pack(new), hash);
         }
         self.trees.insert(numa, tree);
     }
@@ -194,12 +195,12 @@ impl StableTrees {
     pub(crate) fn search(
         &mut self,
         numa: NumaNode,
-        digest: &Digest,
+        fingerprint: &Fingerprint,
         rules: &SearchRules,
     ) -> Search {
         self.dissolve_short_chains();
         self.steps += 1;
-        let found = match self.root(numa, digest) {
+        let found = match self.root(numa, fingerprint) {
             None => return Search::Nothing,
             Some(Root::Node(id)) if self.node(id).is_stale() => Search::Stale(id),
             Some(Root::Node(id)) => Search::Room(id),
@@ -216,13 +217,13 @@ impl StableTrees {
     pub(crate) fn insert(
         &mut self,
         numa: NumaNode,
-        digest: Digest,
+        fingerprint: Fingerprint,
         slot: Option<Slot>,
         now: Duration,
     ) -> NodeId {
-        let root = self.root(numa, &digest);
+        let root = self.root(numa, &fingerprint);
         let id = NodeId(self.nodes.insert(StableNode {
-            digest,
+            fingerprint,
             slot,
             dup: None,
             items: SmallVec::new(),
@@ -231,7 +232,7 @@ impl StableTrees {
             numa,
         }));
         match root {
-            None => self.set_root(numa, &digest, Some(Root::Node(id))),
+            None => self.set_root(numa, &fingerprint, Some(Root::Node(id))),
             Some(Root::Chain(chain)) => self.push_dup(chain, id),
             Some(Root::Node(first)) => {
                 let chain = self.make_chain(first, now);
@@ -246,8 +247,8 @@ impl StableTrees {
         if self.node(id).dup.is_some() {
             self.unlink_dup(id);
         } else {
-            let (numa, digest) = self.root_key(Root::Node(id));
-            self.set_root(numa, &digest, None);
+            let (numa, fingerprint) = self.root_key(Root::Node(id));
+            self.set_root(numa, &fingerprint, None);
         }
         self.nodes.remove(id.0).expect("it was there above")
     }
@@ -287,8 +288,8 @@ impl StableTrees {
             let mut contents = std::collections::BTreeSet::new();
             for root in tree {
                 roots += 1;
-                let (own, digest) = self.root_key(root.unpack());
-                if own != *numa || !contents.insert(digest.0) {
+                let (own, fingerprint) = self.root_key(root.unpack());
+                if own != *numa || !contents.insert(fingerprint.hash()) {
                     return Err(format!("{root:?} is twice in a tree, or in another's"));
                 }
             }

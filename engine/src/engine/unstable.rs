@@ -8,14 +8,15 @@
 
 use super::items::ItemRef;
 use super::slab::Slab;
-use crate::page::{Digest, NumaNode};
+use crate::digest::Fingerprint;
+use crate::page::NumaNode;
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 use std::collections::BTreeMap;
 
 #[derive(Clone, Copy, Debug)]
 struct Known {
-    digest: Digest,
+    fingerprint: Fingerprint,
     item: ItemRef,
 }
 
@@ -35,12 +36,6 @@ pub(crate) enum Found {
     Listed,
 }
 
-/// A digest is uniformly distributed: eight bytes of it are as good a hash as any.
-pub(crate) fn hash_of(digest: &Digest) -> u64 {
-    let [a, b, c, d, e, f, g, h, ..] = digest.0;
-    u64::from_le_bytes([a, b, c, d, e, f, g, h])
-}
-
 impl UnstableTrees {
     /// Empties the index: nothing is listed. The digests stay.
     pub(crate) fn reset(&mut self) {
@@ -49,14 +44,18 @@ impl UnstableTrees {
 
     /// Gives back memory that only a burst of digests needed.
     pub(crate) fn give_back_memory(&mut self) {
-        if self.known.len() == 0 {
-            self.trees = BTreeMap::default();
-        }
+        let known = &self.known;
+        self.trees.retain(|_, tree| {
+            if tree.capacity() / 4 > tree.len() {
+                tree.shrink_to(0, |entry| entry_of(known, *entry).fingerprint.hash());
+            }
+            !tree.is_empty()
+        });
     }
 
     /// Remembers the digest of a page; returns the entry.
-    pub(crate) fn remember(&mut self, digest: Digest, item: ItemRef) -> u32 {
-        self.known.insert(Known { digest, item })
+    pub(crate) fn remember(&mut self, fingerprint: Fingerprint, item: ItemRef) -> u32 {
+        self.known.insert(Known { fingerprint, item })
     }
 
     /// Forgets a digest, which must not be listed.
@@ -75,18 +74,18 @@ impl UnstableTrees {
     }
 
     /// The digest of an entry.
-    pub(crate) fn digest(&self, entry: u32) -> Digest {
-        entry_of(&self.known, entry).digest
+    pub(crate) fn fingerprint(&self, entry: u32) -> Fingerprint {
+        entry_of(&self.known, entry).fingerprint
     }
 
     /// Looks in the index of `node` for a page with the digest of `entry`; lists the page of `entry` if there is none.
     pub(crate) fn search_or_list(&mut self, node: NumaNode, entry: u32) -> Found {
-        let digest = self.digest(entry);
+        let fingerprint = self.fingerprint(entry);
         let known = &self.known;
         let place = self.trees.entry(node).or_default().entry(
-            hash_of(&digest),
-            |other| entry_of(known, *other).digest == digest,
-            |other| hash_of(&entry_of(known, *other).digest),
+            fingerprint.hash(),
+            |other| entry_of(known, *other).fingerprint == fingerprint,
+            |other| entry_of(known, *other).fingerprint.hash(),
         );
         match place {
             Entry::Occupied(found) if *found.get() == entry => Found::Listed,
@@ -100,17 +99,17 @@ impl UnstableTrees {
 
     /// Lists the page of `entry` in the place of the one with the same digest.
     pub(crate) fn list_instead(&mut self, node: NumaNode, entry: u32) {
-        let digest = self.digest(entry);
-        let same = |other: &u32| entry_of(&self.known, *other).digest == digest;
+        let fingerprint = self.fingerprint(entry);
+        let same = |other: &u32| entry_of(&self.known, *other).fingerprint == fingerprint;
         let tree = self.trees.get_mut(&node);
-        if let Some(place) = tree.and_then(|tree| tree.find_mut(hash_of(&digest), same)) {
+        if let Some(place) = tree.and_then(|tree| tree.find_mut(fingerprint.hash(), same)) {
             *place = entry;
         }
     }
 
     /// Whether the page of `entry` is in the index of `node`.
     pub(crate) fn is_listed(&self, node: NumaNode, entry: u32) -> bool {
-        let hash = hash_of(&self.digest(entry));
+        let hash = self.fingerprint(entry).hash();
         let tree = self.trees.get(&node);
         tree.is_some_and(|tree| tree.find(hash, |other| *other == entry).is_some())
     }
@@ -121,15 +120,15 @@ impl UnstableTrees {
     }
 
     /// The page in the index of `node` with this digest.
-    pub(crate) fn find(&self, node: NumaNode, digest: &Digest) -> Option<ItemRef> {
-        let same = |other: &u32| entry_of(&self.known, *other).digest == *digest;
-        let found = self.trees.get(&node)?.find(hash_of(digest), same)?;
+    pub(crate) fn find(&self, node: NumaNode, fingerprint: &Fingerprint) -> Option<ItemRef> {
+        let same = |other: &u32| entry_of(&self.known, *other).fingerprint == *fingerprint;
+        let found = self.trees.get(&node)?.find(fingerprint.hash(), same)?;
         Some(entry_of(&self.known, *found).item)
     }
 
     /// Takes the page of `entry` out of the index of `node`, if it is there.
     pub(crate) fn unlist(&mut self, node: NumaNode, entry: u32) {
-        let hash = hash_of(&self.digest(entry));
+        let hash = self.fingerprint(entry).hash();
         let Some(tree) = self.trees.get_mut(&node) else {
             return;
         };

@@ -6,6 +6,7 @@ use super::mm::Mm;
 use super::stable::{NodeId, Search, SearchRules};
 use super::unstable::Found;
 use super::visits::Visited;
+use crate::digest::Fingerprint;
 use crate::order::{Outcome, VisitRun, VisitState};
 use crate::page::{Digest, MmId, NumaNode, PAGE_SIZE, PageRun, Slot};
 use crate::store::SlotStore;
@@ -297,11 +298,11 @@ impl<S: SlotStore> Engine<S> {
         }
         let domain = self.domain_of(mm);
         let numa = numa.unwrap_or_default();
-        let digest = domain.salt.digest(&bytes);
-        let node = domain.stable.insert(numa, digest, Some(slot), now);
+        let fingerprint = Fingerprint::of(&domain.salt.digest(&bytes));
+        let node = domain.stable.insert(numa, fingerprint, Some(slot), now);
         domain.arenas.reuse(slot, node);
         // Nobody has met it who waits for such a page.
-        if let Some(waiting) = domain.unstable.find(numa, &digest) {
+        if let Some(waiting) = domain.unstable.find(numa, &fingerprint) {
             self.change_item(waiting, |tracked| tracked.set_crowded(true));
         }
         Some(node)
@@ -312,10 +313,10 @@ impl<S: SlotStore> Engine<S> {
         let rules = self.search_rules();
         let entry = self.item(item).link;
         let numa = self.numa_of(item);
-        let digest = self.domain_of(item.mm()).unstable.digest(entry);
+        let fingerprint = self.domain_of(item.mm()).unstable.fingerprint(entry);
         let crowded = loop {
             let stable = &mut self.domain_of(item.mm()).stable;
-            match stable.search(numa, &digest, &rules) {
+            match stable.search(numa, &fingerprint, &rules) {
                 Search::Room(node) => return self.join(item, node),
                 Search::Nothing => break false,
                 Search::Full => break true,
@@ -329,7 +330,7 @@ impl<S: SlotStore> Engine<S> {
         self.change_item(item, |tracked| tracked.set_crowded(crowded));
         match twin {
             None => self.now_unstable(item),
-            Some(twin) => self.meet(item, twin, digest),
+            Some(twin) => self.meet(item, twin, fingerprint),
         }
     }
 
@@ -381,13 +382,13 @@ impl<S: SlotStore> Engine<S> {
         if known.state != State::Known {
             return;
         }
-        let digest = self.domain_of(item.mm()).unstable.digest(known.link);
+        let fingerprint = self.domain_of(item.mm()).unstable.fingerprint(known.link);
         if let Some(twin) = self.search_or_insert(item) {
-            self.meet(item, twin, digest);
+            self.meet(item, twin, fingerprint);
         }
     }
 
-    fn meet(&mut self, item: ItemRef, twin: ItemRef, digest: Digest) {
+    fn meet(&mut self, item: ItemRef, twin: ItemRef, fingerprint: Fingerprint) {
         let answers = self.mms.get(twin.mm()).is_some_and(Mm::answers);
         if self.are_in_one_huge_page(item, twin) {
             self.split(item);
@@ -395,7 +396,7 @@ impl<S: SlotStore> Engine<S> {
             if self.extras.dry_run {
                 return self.would_merge(item.mm());
             }
-            self.found(item, twin, digest);
+            self.found(item, twin, fingerprint);
         }
     }
 
@@ -515,8 +516,8 @@ impl<S: SlotStore> Engine<S> {
         let domain = self.domain_of(item.mm());
         let moved = domain.stable.detach(node, position, living);
         let stable = domain.stable.node(node);
-        let (digest, empty) = (stable.digest, stable.items().is_empty());
-        let entry = domain.unstable.remember(digest, item);
+        let (fingerprint, empty) = (stable.fingerprint, stable.items().is_empty());
+        let entry = domain.unstable.remember(fingerprint, item);
         if empty && !domain.foundings.contains_key(&node) {
             domain.remove_node(node);
         }
@@ -546,7 +547,10 @@ impl<S: SlotStore> Engine<S> {
     /// Remembers the digest of an item in no tree.
     fn set_digest(&mut self, item: ItemRef, digest: Digest) {
         self.forget_digest(item);
-        let entry = self.domain_of(item.mm()).unstable.remember(digest, item);
+        let entry = self
+            .domain_of(item.mm())
+            .unstable
+            .remember(Fingerprint::of(&digest), item);
         self.set_state(item, State::Known, entry);
     }
 

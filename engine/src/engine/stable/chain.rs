@@ -5,13 +5,14 @@
 //! best dup is kept at the head, so that most choices end at the first step.
 
 use super::{NodeId, Root, Search, SearchRules, StableTrees};
-use crate::page::{Digest, NumaNode};
+use crate::digest::Fingerprint;
+use crate::page::NumaNode;
 use std::time::Duration;
 
 /// A chain head.
 #[derive(Debug)]
 pub(super) struct Chain {
-    pub(super) digest: Digest,
+    pub(super) fingerprint: Fingerprint,
     pub(super) numa: NumaNode,
     /// When all of it was last walked (`stable_node_chains_prune_millisecs`).
     pruned: Duration,
@@ -152,8 +153,8 @@ impl StableTrees {
     }
 
     fn remove_chain(&mut self, chain: u32, heir: Option<NodeId>) {
-        let (numa, digest) = self.root_key(Root::Chain(chain));
-        self.set_root(numa, &digest, heir.map(Root::Node));
+        let (numa, fingerprint) = self.root_key(Root::Chain(chain));
+        self.set_root(numa, &fingerprint, heir.map(Root::Node));
         if let Some(heir) = heir {
             self.node_mut(heir).dup = None;
             self.dups -= 1;
@@ -172,9 +173,9 @@ impl StableTrees {
 
     /// Puts a chain in the place of a plain node, with that node as its only dup.
     pub(super) fn make_chain(&mut self, first: NodeId, now: Duration) -> u32 {
-        let (numa, digest) = self.root_key(Root::Node(first));
+        let (numa, fingerprint) = self.root_key(Root::Node(first));
         let id = self.chains.insert(Chain {
-            digest,
+            fingerprint,
             numa,
             pruned: now,
             head: None,
@@ -182,7 +183,7 @@ impl StableTrees {
             sharers: 0,
             filling: None,
         });
-        self.set_root(numa, &digest, Some(Root::Chain(id)));
+        self.set_root(numa, &fingerprint, Some(Root::Chain(id)));
         self.push_dup(id, first);
         id
     }
@@ -261,7 +262,7 @@ impl StableTrees {
                 if place.chain != id || place.towards_head != before {
                     return Err(format!("{dup:?} is not linked into chain {id}"));
                 }
-                if node.digest != chain.digest || node.numa != chain.numa {
+                if node.fingerprint != chain.fingerprint || node.numa != chain.numa {
                     return Err(format!("{dup:?} has not the content of chain {id}"));
                 }
                 listed += 1;

@@ -4,7 +4,7 @@ use super::*;
 use crate::page::MmId;
 
 const HERE: NumaNode = NumaNode(0);
-const EQUAL: Digest = Digest([7; 16]);
+const EQUAL: Fingerprint = Fingerprint(7);
 
 fn rules(now: u64, prune_after: u64, max_page_sharing: u32) -> SearchRules {
     SearchRules {
@@ -74,7 +74,7 @@ fn a_search_costs_the_same_however_many_dups_there_are() {
         let (found, steps) = all.search(&rules(0, NEVER, 4));
         assert_eq!(found, Search::Room(dups[count - 1]));
         let other = all.steps(|trees| {
-            trees.search(HERE, &Digest([8; 16]), &rules(0, NEVER, 4));
+            trees.search(HERE, &Fingerprint(8), &rules(0, NEVER, 4));
         });
         (steps, other)
     });
