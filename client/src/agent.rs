@@ -110,8 +110,9 @@ pub struct Agent {
     memory: Memory,
     reading: Reading,
     donation: SharedPages,
+    /// Pages to compare with slots that are in the window. Few orders need it, and until then it takes no memory.
     buffer: OwnPages,
-    /// Slots for comparison; an order that needs it takes it out meanwhile.
+    /// Slots for comparison, or pages that are visited; an order that needs it takes it out meanwhile.
     window: Option<OwnPages>,
     quarantine: Quarantine,
     headroom: Headroom,

@@ -45,6 +45,22 @@ impl Agent {
         &mut self,
         range: PageRun,
         limit: u32,
+        how: How<'_>,
+        out: &mut ReportBuffer,
+    ) -> u64 {
+        let Some(mut window) = self.window.take() else {
+            return range.start;
+        };
+        let end = self.visit_through(&mut window, range, limit, how, out);
+        self.window = Some(window);
+        end
+    }
+
+    fn visit_through(
+        &mut self,
+        buffer: &mut OwnPages,
+        range: PageRun,
+        limit: u32,
         How { skip, nodes, brief }: How<'_>,
         out: &mut ReportBuffer,
     ) -> u64 {
@@ -127,7 +143,7 @@ impl Agent {
             };
             let end = found.end().clamp(window.start + 1, window.end());
             let window = PageRun::between(window.start, end);
-            let stop = visitor.step(&mut tables, &mut self.buffer, &found, window);
+            let stop = visitor.step(&mut tables, buffer, &found, window);
             at = stop.page;
             if stop.full {
                 break;
