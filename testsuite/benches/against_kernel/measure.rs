@@ -54,14 +54,14 @@ impl<'a> Plan<'a> {
         if case.hot {
             expected.sharing -= (parts[0].pages / 4) as u64;
         }
-        let before = meters::available(repeat, pause)?;
+        let before = meters::in_use(repeat, pause)?;
         let mut apps = Apps::start(kit, None, &parts)?;
         Ok(Self {
             kit,
             case,
             expected,
             repeat,
-            unmerged: before - meters::available(repeat, pause)?,
+            unmerged: meters::in_use(repeat, pause)? - before,
             unmerged_outside: apps.sums("status")?[0],
             parts,
         })
@@ -76,7 +76,7 @@ impl<'a> Plan<'a> {
     pub fn round(&self, kernel: Option<&KernelKsm>) -> io::Result<Round> {
         let mut sample = Sample::new();
         let mut put = |key: &str, value: f64| sample.insert(key.to_owned(), value);
-        let available = meters::available(self.repeat, pause)?;
+        let in_use = meters::in_use(self.repeat, pause)?;
         let side = Side::start(kernel, self.kit)?;
         let idle = side.daemon().map(meters::own_memory).transpose()?;
         let mut apps = Apps::start(self.kit, Some(&side), &self.parts)?;
@@ -107,7 +107,7 @@ impl<'a> Plan<'a> {
             put(figures::RESCAN_SMART, scans.cpu * 1e3);
         }
         side.set("run", "0")?;
-        let taken = available - meters::available(self.repeat, pause)?;
+        let taken = meters::in_use(self.repeat, pause)? - in_use;
         put(figures::SAVED, mib(self.unmerged - taken));
         let status = apps.sums("status")?;
         let books = match (side.daemon(), idle) {

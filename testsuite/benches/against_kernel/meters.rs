@@ -50,12 +50,15 @@ pub fn ksmd() -> io::Result<u32> {
     Err(io::Error::other("no process ksmd"))
 }
 
-/// `MemAvailable` in bytes, once it does not change any more; waits for twice as long as `time` at most.
-pub fn available(time: Duration, pause: impl Fn(Duration) -> io::Result<()>) -> io::Result<i64> {
-    let mut before = meminfo()?.0;
+/// Bytes of memory that processes have, and the kernel for them, once they do not change any more; waits for twice as long as
+/// `time` at most.
+///
+/// Not `MemAvailable`: freed memory comes back into it at some 20 MiB a second on some machines, with nothing at work.
+pub fn in_use(time: Duration, pause: impl Fn(Duration) -> io::Result<()>) -> io::Result<i64> {
+    let mut before = Memory::now()?.in_use;
     for _ in 0..MOST_RESTS {
         pause(time / 5)?;
-        let now = meminfo()?.0;
+        let now = Memory::now()?.in_use;
         if (now - before).abs() <= STILL {
             return Ok(now);
         }
@@ -66,18 +69,28 @@ pub fn available(time: Duration, pause: impl Fn(Duration) -> io::Result<()>) -> 
 
 /// Memory of the kernel's own objects in bytes.
 pub fn slab() -> io::Result<i64> {
-    Ok(meminfo()?.1)
+    Ok(Memory::now()?.slab)
 }
 
-fn meminfo() -> io::Result<(i64, i64)> {
-    // Has every CPU hand in what it counted for itself; only root may.
-    let _ = std::fs::read(Path::new("/proc/sys/vm/stat_refresh"));
-    let info = procfs::Meminfo::current().map_err(io::Error::other)?;
-    let available = info.mem_available.unwrap_or(info.mem_free);
-    Ok((
-        available.cast_signed(),
-        info.s_unreclaim.unwrap_or(0).cast_signed(),
-    ))
+/// Bytes, of the whole machine.
+struct Memory {
+    in_use: i64,
+    slab: i64,
+}
+
+impl Memory {
+    fn now() -> io::Result<Self> {
+        // Has every CPU hand in what it counted for itself; only root may.
+        let _ = std::fs::read(Path::new("/proc/sys/vm/stat_refresh"));
+        let info = procfs::Meminfo::current().map_err(io::Error::other)?;
+        let slab = info.s_unreclaim.unwrap_or(0);
+        let of_processes = [info.anon_pages, info.shmem, info.page_tables];
+        let in_use = slab + of_processes.into_iter().flatten().sum::<u64>();
+        Ok(Self {
+            in_use: in_use.cast_signed(),
+            slab: slab.cast_signed(),
+        })
+    }
 }
 
 /// Anonymous memory of a process in bytes, arenas not counted.
