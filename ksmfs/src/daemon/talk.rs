@@ -6,11 +6,12 @@
 
 use super::adoption::Holdings;
 use super::children::Children;
-use super::donation::{DonationBuffer, FREEING, Freed};
+use super::donation::DonationBuffer;
 use super::identity;
 use super::outbox::SendError;
 use super::peers::{Agent, Peer, Role};
 use super::regions::Regions;
+use super::turns::Turns;
 use super::{Answer, Daemon, ENDED};
 use ksm_engine::engine::{ReportError, Written};
 use ksm_engine::order::{Order, OrderId};
@@ -23,13 +24,9 @@ use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
 
 /// Most separate regions of one agent: what a process with the kernel's default of 65530 maps can have.
 const MOST_REGIONS: usize = 65_536;
-
-/// How long the memory of a donation buffer is kept for the next donation.
-const BUFFER_REST: Duration = Duration::from_millis(100);
 
 /// Why a connection ends.
 #[derive(Debug, thiserror::Error)]
@@ -172,12 +169,7 @@ impl Daemon {
             (Role::Agent(agent), ToDaemon::Report { order, report }) => {
                 self.engine
                     .report(agent.mm, order, &report, &agent.donation)?;
-                if agent.donation.take_copied() {
-                    let now = self.started.elapsed();
-                    if agent.donated.replace(now).is_none() {
-                        self.donated.push_back((now + BUFFER_REST, token));
-                    }
-                }
+                self.end_turn(token, &mut agent.turns, order);
                 Ok(())
             }
             (Role::Unknown | Role::Asking | Role::Agent(_), _) => {
@@ -187,45 +179,18 @@ impl Daemon {
         }
     }
 
-    /// Gives the memory of buffers back that nothing was donated through for a while. Not at once: a buffer whose pages are
-    /// new to the system each time costs more than the copying.
-    pub(super) fn free_buffers(&mut self) {
-        let now = self.started.elapsed();
-        while let Some((_, token)) = self.donated.front().copied().filter(|(due, _)| *due <= now) {
-            self.donated.pop_front();
-            let mut again = None;
-            self.with_peer(token, |daemon, peer| {
-                if let Role::Agent(agent) = &mut peer.role
-                    && let Some(last) = agent.donated
-                {
-                    again = Some(last + BUFFER_REST).filter(|due| *due > now);
-                    if again.is_none() {
-                        if agent.donation.free() == Freed::HeldUp {
-                            let user = UserId(peer.credentials.uid);
-                            log::warn!(
-                                "pid {} of uid {} holds its donation buffer",
-                                agent.app,
-                                user.0
-                            );
-                            daemon.engine.charge_waiting(user, FREEING);
-                        }
-                        agent.donated = None;
-                    }
-                }
-                Ok(())
-            });
-            self.donated.extend(again.map(|due| (due, token)));
-        }
-    }
-
     /// Sends an order, with the arena that it is about.
     pub(super) fn give_order(
         &mut self,
+        token: u64,
         peer: &mut Peer,
         id: OrderId,
         order: &Order,
         buffer: &mut MessageBuffer,
     ) -> Result<(), Parting> {
+        if self.withholds(token, peer, id, order) {
+            return Ok(());
+        }
         let arena = match order {
             Order::Map { arena, .. } | Order::Remap { arena, .. } => Some(*arena),
             _ => None,
@@ -294,7 +259,7 @@ impl Daemon {
             domain,
             app,
             donation,
-            donated: None,
+            turns: Turns::default(),
             ledger,
             birth: hello.birth,
             children: Children::default(),
