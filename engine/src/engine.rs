@@ -41,7 +41,7 @@ use crate::page::{
 };
 use crate::store::SlotStore;
 use crate::wire::Figures;
-use arenas::Arenas;
+use arenas::{Arenas, Kind};
 use hashbrown::HashMap;
 use items::ItemRef;
 use mm::{Mm, MmTable, ScanList};
@@ -170,6 +170,7 @@ pub struct Engine<S> {
     patience: patience::Patience,
     quotas: Quotas,
     tracked: quota::Tracked,
+    filled: quota::Filled,
     requests: VecDeque<control::Request>,
     next_ticket: u64,
     finished: VecDeque<(Ticket, Result<(), WriteError>)>,
@@ -210,6 +211,7 @@ impl<S: SlotStore> Engine<S> {
             patience: patience::Patience::default(),
             quotas: Quotas::default(),
             tracked: quota::Tracked::default(),
+            filled: quota::Filled::default(),
             requests: VecDeque::new(),
             next_ticket: 0,
             finished: VecDeque::new(),
@@ -292,7 +294,10 @@ impl<S: SlotStore> Engine<S> {
         self.next_arena += 1;
         keep(&mut self.store, id);
         let arenas = &mut self.enter_domain(domain).arenas;
-        arenas.add_adopted(id, slots.min(ARENA_SLOT_LIMIT), numa, now);
+        let user = UserId(domain.0);
+        let slots = slots.min(ARENA_SLOT_LIMIT);
+        arenas.add_adopted(id, slots, Kind { user, numa }, now);
+        self.filled.add(user, slots.into());
         Some(id)
     }
 
@@ -626,26 +631,24 @@ impl<S: SlotStore> Engine<S> {
     /// Lets go of arenas that hold nothing.
     fn release_arenas(&mut self) {
         for domain in self.domains.values_mut() {
-            for arena in domain.arenas.take_empty(self.now) {
-                self.store.release(arena);
-                self.left_behind.retain(|_, from| *from != arena);
+            for (id, arena) in domain.arenas.take_empty(self.now) {
+                self.store.release(id);
+                self.filled.give_back(&arena);
+                self.left_behind.retain(|_, from| *from != id);
             }
         }
     }
 
-    /// A new open arena for pages of `domain` on `numa`. `None`, and a logged reason, if the system has no room for one.
-    fn open_arena(&mut self, domain: DomainId, numa: Option<NumaNode>) -> Option<ArenaId> {
+    /// A new open arena for such pages of `domain`. `None`, and a logged reason, if the system has no room for one.
+    fn open_arena(&mut self, domain: DomainId, kind: Kind) -> Option<ArenaId> {
         let id = ArenaId(self.next_arena);
-        if !self.may_open_arena(domain, id) {
-            return None;
-        }
-        if let Err(error) = self.store.create(id, domain, numa) {
+        if let Err(error) = self.store.create(id, domain, kind.numa) {
             log::warn!("merging is held back: {error}");
             return None;
         }
         self.next_arena += 1;
         let slots = self.store.slots_per_arena();
-        self.domains.get_mut(&domain)?.arenas.add(id, slots, numa);
+        self.domains.get_mut(&domain)?.arenas.add(id, slots, kind);
         Some(id)
     }
 
