@@ -8,11 +8,12 @@
 //! The parts: [`mm`] address spaces and cursor, [`items`] rmap items, [`stable`] and [`unstable`] the trees,
 //! [`arenas`] slots, [`scan`] batches, [`visits`] what they look at, [`visit`] the merge routine, [`merge`] donations and mappings, [`retire`] moving
 //! out of sparse arenas, [`refile`] to fuller dups, [`huge`] parts of huge pages, [`control`] knobs, [`advisor`], [`outbox`] orders,
-//! [`patience`] who is waited for, [`quota`] how much one may have.
+//! [`patience`] who is waited for, [`quota`] how much one may have, [`closing`] domains that nobody joins any more.
 
 mod advisor;
 mod arenas;
 mod audit;
+mod closing;
 mod control;
 mod count;
 mod huge;
@@ -134,6 +135,8 @@ struct Domain {
     arenas: Arenas,
     /// Merged pages in the making.
     foundings: HashMap<NodeId, merge::Founding>,
+    /// No process joins it any more.
+    closed: bool,
 }
 
 impl Domain {
@@ -259,7 +262,7 @@ impl<S: SlotStore> Engine<S> {
         if self.mms.iter().count() >= MAX_MMS as usize {
             return None;
         }
-        self.enter_domain(domain);
+        self.enter_domain(domain).closed = false;
         self.families += 1;
         self.patience.joins(user);
         Some(self.mms.add(Mm::new(domain, user, self.families)))
@@ -274,6 +277,7 @@ impl<S: SlotStore> Engine<S> {
             unstable: UnstableTrees::default(),
             arenas: Arenas::default(),
             foundings: HashMap::new(),
+            closed: false,
         })
     }
 
@@ -618,14 +622,18 @@ impl<S: SlotStore> Engine<S> {
             .domain;
         self.domains
             .get_mut(&domain)
-            .expect("a domain lives as long as the engine")
+            .expect("a domain lives as long as its processes")
     }
 
     /// Drops an mm that is in no list any more, with its items.
     fn drop_mm(&mut self, id: MmId) {
         self.forget_all(id);
         self.plans.remove(&id);
+        let domain = self.mms.get(id).map(|mm| mm.domain);
         self.mms.remove(id);
+        if let Some(domain) = domain {
+            self.drop_closed_domain(domain);
+        }
     }
 
     /// Lets go of arenas that hold nothing.

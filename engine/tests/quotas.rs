@@ -109,3 +109,31 @@ fn what_a_user_gives_up_he_can_have_again() {
         assert_eq!(agent.merged(), 20, "{content}");
     }
 }
+
+/// Nothing stays of it: an arena that is open would, with nobody there to fill it.
+#[test]
+fn a_closed_domain_goes_with_its_last_process() {
+    let mut engine = with_room_for(1000);
+    let (user, given) = (UserId(1), DomainId(0xf000_0000));
+    let mut first = Pairs::join(&mut engine, given, user, 8);
+    let mut second = Pairs::join(&mut engine, given, user, 8);
+    let mut now = Duration::ZERO;
+    merge(&mut engine, &mut [&mut first, &mut second], &mut now);
+    assert_eq!(engine.counters().slots_used, 8);
+    engine.close_domain(given);
+    engine.remove_mm(first.mm);
+    merge(&mut engine, &mut [&mut second], &mut now);
+    assert_eq!(engine.counters().slots_used, 8);
+    engine.remove_mm(second.mm);
+    assert!(engine.knows_domain(given), "its pages are still there");
+    let mut other = Pairs::join(&mut engine, DomainId(1), user, 8);
+    merge(&mut engine, &mut [&mut other], &mut now);
+    assert!(!engine.knows_domain(given));
+    let counters = engine.counters();
+    assert_eq!((counters.slots_used, counters.slots_dead), (8, 0));
+    engine.close_domain(DomainId(1));
+    let mut joins = Pairs::join(&mut engine, DomainId(1), user, 8);
+    engine.remove_mm(other.mm);
+    merge(&mut engine, &mut [&mut joins], &mut now);
+    assert_eq!(joins.merged(), 16, "it was not closed any more");
+}

@@ -556,6 +556,7 @@ impl Daemon {
         self.peers.forget(&peer);
         if let Role::Agent(agent) = &peer.role {
             self.engine.remove_mm(agent.mm);
+            self.leave_domain(agent.domain);
         }
         // The peer sees the end at once. What it has sent and nobody has read may hold descriptors.
         let _ = epoll::delete(&self.epoll, &peer.socket);

@@ -15,7 +15,7 @@ use super::turns::Turns;
 use super::{Answer, Daemon, ENDED};
 use ksm_engine::engine::{ReportError, Written};
 use ksm_engine::order::{Order, OrderId};
-use ksm_engine::page::{ArenaId, UserId};
+use ksm_engine::page::{ArenaId, DomainId, UserId};
 use ksm_engine::wire::{
     Birth, Figures, Hello, MessageBuffer, MountDevice, RefusalReason, ToAgent, ToDaemon, Version,
     Versions, WireError,
@@ -236,6 +236,13 @@ impl Daemon {
         let ledger = self.next_ledger;
         self.next_ledger = ledger.checked_add(1).unwrap_or(1);
         let donation = DonationBuffer::new(ledger, UserId(uid)).map_err(Parting::Donation)?;
+        let engine = &self.engine;
+        let Some(domain) = self
+            .domains
+            .join(&domain, |number| engine.knows_domain(number))
+        else {
+            return self.refuse(peer, RefusalReason::TooMany, buffer);
+        };
         let parent = self.peers.with_ledger(hello.birth.ledger, uid);
         // A child may have been moved, or have asked for another label.
         let parent = parent.filter(|parent| parent.domain == domain);
@@ -245,6 +252,7 @@ impl Daemon {
             None => self.engine.add_mm_of(domain, UserId(uid)),
         };
         let Some(mm) = added else {
+            self.leave_domain(domain);
             return self.refuse(peer, RefusalReason::TooMany, buffer);
         };
         if !version.sums_up() {
@@ -281,6 +289,13 @@ impl Daemon {
             .send(peer.socket.as_fd(), &message, descriptors, buffer)?;
         log::debug!("pid {} of uid {} joined", app, peer.credentials.uid);
         Ok(())
+    }
+
+    /// A process that has joined a domain is not in it any more.
+    pub(super) fn leave_domain(&mut self, domain: DomainId) {
+        if self.domains.leave(domain) {
+            self.engine.close_domain(domain);
+        }
     }
 
     /// Whoever waits for a forked child waits for what the child has registered.
