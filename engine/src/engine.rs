@@ -8,11 +8,12 @@
 //! The parts: [`mm`] address spaces and cursor, [`items`] rmap items, [`stable`] and [`unstable`] the trees,
 //! [`arenas`] slots, [`scan`] batches, [`visits`] what they look at, [`visit`] the merge routine, [`merge`] donations and mappings, [`retire`] moving
 //! out of sparse arenas, [`refile`] to fuller dups, [`huge`] parts of huge pages, [`control`] knobs, [`advisor`], [`outbox`] orders,
-//! [`patience`] who is waited for, [`quota`] how much one may have.
+//! [`patience`] who is waited for, [`quota`] how much one may have, [`closing`] domains that nobody joins any more.
 
 mod advisor;
 mod arenas;
 mod audit;
+mod closing;
 mod control;
 mod count;
 mod donate;
@@ -42,7 +43,7 @@ use crate::page::{
 };
 use crate::store::SlotStore;
 use crate::wire::Figures;
-use arenas::Arenas;
+use arenas::{Arenas, Kind};
 use hashbrown::HashMap;
 use items::ItemRef;
 use mm::{Mm, MmTable, ScanList};
@@ -135,6 +136,8 @@ struct Domain {
     arenas: Arenas,
     /// Merged pages in the making.
     foundings: HashMap<NodeId, merge::Founding>,
+    /// No process joins it any more.
+    closed: bool,
 }
 
 impl Domain {
@@ -173,6 +176,7 @@ pub struct Engine<S> {
     patience: patience::Patience,
     quotas: Quotas,
     tracked: quota::Tracked,
+    filled: quota::Filled,
     requests: VecDeque<control::Request>,
     next_ticket: u64,
     finished: VecDeque<(Ticket, Result<(), WriteError>)>,
@@ -214,6 +218,7 @@ impl<S: SlotStore> Engine<S> {
             patience: patience::Patience::default(),
             quotas: Quotas::default(),
             tracked: quota::Tracked::default(),
+            filled: quota::Filled::default(),
             requests: VecDeque::new(),
             next_ticket: 0,
             finished: VecDeque::new(),
@@ -261,7 +266,7 @@ impl<S: SlotStore> Engine<S> {
         if self.mms.iter().count() >= MAX_MMS as usize {
             return None;
         }
-        self.enter_domain(domain);
+        self.enter_domain(domain).closed = false;
         self.families += 1;
         self.patience.joins(user);
         Some(self.mms.add(Mm::new(domain, user, self.families)))
@@ -276,6 +281,7 @@ impl<S: SlotStore> Engine<S> {
             unstable: UnstableTrees::default(),
             arenas: Arenas::default(),
             foundings: HashMap::new(),
+            closed: false,
         })
     }
 
@@ -296,7 +302,10 @@ impl<S: SlotStore> Engine<S> {
         self.next_arena += 1;
         keep(&mut self.store, id);
         let arenas = &mut self.enter_domain(domain).arenas;
-        arenas.add_adopted(id, slots.min(ARENA_SLOT_LIMIT), numa, now);
+        let user = UserId(domain.0);
+        let slots = slots.min(ARENA_SLOT_LIMIT);
+        arenas.add_adopted(id, slots, Kind { user, numa }, now);
+        self.filled.add(user, slots.into());
         Some(id)
     }
 
@@ -624,39 +633,41 @@ impl<S: SlotStore> Engine<S> {
             .domain;
         self.domains
             .get_mut(&domain)
-            .expect("a domain lives as long as the engine")
+            .expect("a domain lives as long as its processes")
     }
 
     /// Drops an mm that is in no list any more, with its items.
     fn drop_mm(&mut self, id: MmId) {
         self.forget_all(id);
         self.plans.remove(&id);
+        let domain = self.mms.get(id).map(|mm| mm.domain);
         self.mms.remove(id);
+        if let Some(domain) = domain {
+            self.drop_closed_domain(domain);
+        }
     }
 
     /// Lets go of arenas that hold nothing.
     fn release_arenas(&mut self) {
         for domain in self.domains.values_mut() {
-            for arena in domain.arenas.take_empty(self.now) {
-                self.store.release(arena);
-                self.left_behind.retain(|_, from| *from != arena);
+            for (id, arena) in domain.arenas.take_empty(self.now) {
+                self.store.release(id);
+                self.filled.give_back(&arena);
+                self.left_behind.retain(|_, from| *from != id);
             }
         }
     }
 
-    /// A new open arena for pages of `domain` on `numa`. `None`, and a logged reason, if the system has no room for one.
-    fn open_arena(&mut self, domain: DomainId, numa: Option<NumaNode>) -> Option<ArenaId> {
+    /// A new open arena for such pages of `domain`. `None`, and a logged reason, if the system has no room for one.
+    fn open_arena(&mut self, domain: DomainId, kind: Kind) -> Option<ArenaId> {
         let id = ArenaId(self.next_arena);
-        if !self.may_open_arena(domain, id) {
-            return None;
-        }
-        if let Err(error) = self.store.create(id, domain, numa) {
+        if let Err(error) = self.store.create(id, domain, kind.numa) {
             log::warn!("merging is held back: {error}");
             return None;
         }
         self.next_arena += 1;
         let slots = self.store.slots_per_arena();
-        self.domains.get_mut(&domain)?.arenas.add(id, slots, numa);
+        self.domains.get_mut(&domain)?.arenas.add(id, slots, kind);
         Some(id)
     }
 

@@ -4,6 +4,8 @@ use super::bytes::Bytes;
 use super::store::Store;
 use ksm_engine::engine::{Engine, Written};
 use ksm_engine::knobs::KsmFile;
+use ksm_engine::process_file::ProcessFile;
+use ksm_engine::wire::Figures;
 use ksmfs::tree::{Change, ROOT, Shown, Tree, WRITE_LIMIT, accepted_write, refuse_allocation};
 use rustix::fs::{Gid, OFlags, Uid, XattrFlags};
 use rustix::io::Errno;
@@ -18,7 +20,7 @@ type Rest = Option<(u64, Vec<u8>)>;
 struct Model {
     /// Mode, owner, group of what was changed, by inode number.
     modes: BTreeMap<u64, (u32, u32, u32)>,
-    open: BTreeMap<u64, (KsmFile, Rest)>,
+    open: BTreeMap<u64, (Shown, Rest)>,
     attributes: BTreeMap<(u64, Vec<u8>), Vec<u8>>,
 }
 
@@ -72,6 +74,17 @@ fn file_of(ino: u64) -> Option<KsmFile> {
     KsmFile::ALL.get(index).copied()
 }
 
+/// The file of a process that has this inode number: there are two for each process id, whether there is such a process or
+/// not. Who has looked one up may open it, and is told when he reads it.
+fn process_file_of(ino: u64) -> Option<Shown> {
+    let number = ino.checked_sub(1 << 32)?;
+    let file = match number % 2 {
+        0 => ProcessFile::Stat,
+        _ => ProcessFile::MergingPages,
+    };
+    Some(Shown::Process(u32::try_from(number / 2).ok()?, file))
+}
+
 impl Model {
     /// Mode, owner and group of an inode, if there is one.
     fn of(&mut self, ino: u64) -> Option<&mut (u32, u32, u32)> {
@@ -119,16 +132,22 @@ impl Scene {
         let flags =
             OFlags::from_bits_retain(u32::from(bytes.byte()) | u32::from(bytes.byte()) << 8);
         let opened = self.tree.open(ino, flags);
-        let Some((mode, ..)) = self.model.of(ino) else {
-            return assert_eq!(opened, Err(Errno::NOENT));
+        let of_process = process_file_of(ino).map(|shown| (shown, 0o400));
+        let of_value = |model: &mut Model| {
+            let (mode, ..) = *model.of(ino)?;
+            Some((Shown::Value(file_of(ino)?), mode))
         };
-        if ino == ROOT {
-            return assert_eq!(opened, Err(Errno::ISDIR));
-        }
+        let Some((shown, mode)) = of_process.or_else(|| of_value(&mut self.model)) else {
+            let errno = if ino == ROOT {
+                Errno::ISDIR
+            } else {
+                Errno::NOENT
+            };
+            return assert_eq!(opened, Err(errno));
+        };
         let access = flags.bits() & 3;
         let reads = access == 0 || access == 2;
         let writes = access == 1 || access == 2;
-        let mode = *mode;
         if reads && mode & 0o444 == 0 || writes && mode & 0o222 == 0 {
             return assert_eq!(opened, Err(Errno::ACCESS));
         }
@@ -136,8 +155,7 @@ impl Scene {
             return assert_eq!(opened, Err(Errno::INVAL));
         }
         let handle = opened.expect("nothing stands against it");
-        let new = (file_of(ino).expect("an inode has a name"), None);
-        let old = self.model.open.insert(handle, new);
+        let old = self.model.open.insert(handle, (shown, None));
         assert!(old.is_none(), "handle {handle} is given twice");
     }
 
@@ -150,14 +168,17 @@ impl Scene {
     fn read(&mut self, bytes: &mut Bytes<'_>) {
         let handle = self.handle(bytes);
         let opened = self.tree.opened(handle);
-        let Some((file, _)) = self.model.open.get(&handle) else {
+        let Some((shown, _)) = self.model.open.get(&handle) else {
             return assert_eq!(opened.map(|open| open.shown), Err(Errno::BADF));
         };
-        let file = *file;
-        let text = self.engine().read(file);
+        let shown = *shown;
+        let text = match shown {
+            Shown::Value(file) => self.engine().read(file),
+            Shown::Process(_, file) => file.text(&Figures::default(), false, false),
+        };
         let open = opened.expect("it is open");
         let (_, rest) = self.model.open.get_mut(&handle).expect("it is open");
-        assert_eq!(open.shown, Shown::Value(file));
+        assert_eq!(open.shown, shown);
         assert_eq!(open.is_unread(), rest.is_none());
         let goes_on = rest.as_ref().map_or(0, |(at, _)| *at);
         let offset = match bytes.bit() {
@@ -175,7 +196,7 @@ impl Scene {
         let taken: Vec<u8> = whole.iter().copied().take(size as usize).collect();
         let got = open.read_on(offset, size);
         let got = got.unwrap_or_else(|| open.read_fresh(&text, offset, size));
-        assert_eq!(got, taken, "{size} bytes of {file} from {offset} on");
+        assert_eq!(got, taken, "{size} bytes of {shown:?} from {offset} on");
         *rest = Some((begins + taken.len() as u64, whole[taken.len()..].to_vec()));
     }
 
@@ -189,7 +210,7 @@ impl Scene {
             return;
         };
         let Shown::Value(file) = open.shown else {
-            return;
+            return assert_eq!(accepted_write(open.shown, text), Err(Errno::IO));
         };
         match accepted_write(open.shown, text) {
             Err(errno) => assert!(errno == Errno::IO && !file.is_writable()),

@@ -97,7 +97,7 @@ pub struct DaemonArgs {
     /// Most pages of one user that are kept a record of [default: four times those of this machine]
     #[arg(long, value_name = "N")]
     pub max_pages: Option<u64>,
-    /// Most MiB of merged pages in one domain [default: half of this machine's memory]
+    /// Most MiB of merged pages of one user's processes [default: half of this machine's memory]
     #[arg(long, value_name = "MIB")]
     pub max_merged: Option<u64>,
     /// Keep all rights, for debugging

@@ -18,7 +18,9 @@ mod peers;
 mod regions;
 mod sys;
 mod talk;
+mod turns;
 
+use crate::bell::Bell;
 use crate::mailbox::{Inbox, ProcessReply, ReadReply, Request, WriteReply};
 use crate::policy::Policy;
 use crate::quotas::Quotas;
@@ -48,7 +50,8 @@ pub use listener::{Listener, SocketError};
 const LISTENER: u64 = 0;
 const INBOX: u64 = 1;
 const SEALED: u64 = 2;
-const FIRST_PEER: u64 = 3;
+const EMPTIED: u64 = 3;
+const FIRST_PEER: u64 = 4;
 /// That of ksmd.
 const NICENESS: i32 = 5;
 /// The most descriptors that the kernel lets a message carry.
@@ -109,6 +112,10 @@ pub struct Daemon {
     noted: Duration,
     /// When to look at the donation buffers that are in use, and whose they are.
     donated: VecDeque<(Duration, u64)>,
+    /// Rung when one was emptied.
+    emptied: Bell,
+    /// Who has an order that waits for that.
+    withheld: Vec<u64>,
     next_ledger: u32,
     /// While set, no connections are taken.
     accept_again: Option<Duration>,
@@ -162,6 +169,8 @@ impl Daemon {
         epoll::add(&epoll, inbox.wake(), token(INBOX), epoll::EventFlags::IN)?;
         let sealer = Sealer::new()?;
         epoll::add(&epoll, sealer.ready(), token(SEALED), epoll::EventFlags::IN)?;
+        let emptied = Bell::new()?;
+        epoll::add(&epoll, &emptied, token(EMPTIED), epoll::EventFlags::IN)?;
         let mut engine = Engine::new(MemfdStore::new(), secret);
         engine.set_quotas(quotas.of_engine());
         Ok(Self {
@@ -187,6 +196,8 @@ impl Daemon {
             held: None,
             noted: Duration::ZERO,
             donated: VecDeque::new(),
+            emptied,
+            withheld: Vec::new(),
             next_ledger: 1,
             accept_again: None,
         })
@@ -448,6 +459,7 @@ impl Daemon {
                 LISTENER => self.accept(),
                 INBOX => {}
                 SEALED => self.adopt_sealed(buffer),
+                EMPTIED => self.give_withheld(buffer),
                 token if token & ENDED != 0 => {
                     self.with_peer(token & !ENDED, |_, _| Err(Parting::Ended));
                 }
@@ -510,7 +522,7 @@ impl Daemon {
         while let Some((mm, id, order)) = self.engine.take_order() {
             if let Some(token) = self.peers.agent_of(mm) {
                 self.with_peer(token, |daemon, peer| {
-                    daemon.give_order(peer, id, &order, buffer)
+                    daemon.give_order(token, peer, id, &order, buffer)
                 });
             }
         }
@@ -548,6 +560,7 @@ impl Daemon {
         self.peers.forget(&peer);
         if let Role::Agent(agent) = &peer.role {
             self.engine.remove_mm(agent.mm);
+            self.leave_domain(agent.domain);
         }
         // The peer sees the end at once. What it has sent and nobody has read may hold descriptors.
         let _ = epoll::delete(&self.epoll, &peer.socket);

@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 pub mod ask;
+mod bell;
 pub mod cli;
 pub mod daemon;
 pub mod demo;

@@ -4,13 +4,12 @@
 //! request. So a write that waits for an unmerge holds up nobody else. A request that can no longer be answered is
 //! dropped, and the FUSE reply in it answers EIO.
 
+use crate::bell::Bell;
 use crossbeam_channel::{Receiver, Sender};
 use ksm_engine::knobs::KsmFile;
 use ksm_engine::process_file::ProcessFile;
-use rustix::event::EventfdFlags;
 use rustix::io::Errno;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::os::fd::{AsFd, BorrowedFd};
 
 /// Takes the text of a file.
 pub type ReadReply = Box<dyn FnOnce(&str) + Send>;
@@ -76,14 +75,14 @@ impl std::fmt::Debug for Request {
 #[derive(Clone, Debug)]
 pub struct Mailbox {
     requests: Sender<Request>,
-    wake: Arc<OwnedFd>,
+    wake: Bell,
 }
 
 /// The receiving end.
 #[derive(Debug)]
 pub struct Inbox {
     requests: Receiver<Request>,
-    wake: Arc<OwnedFd>,
+    wake: Bell,
 }
 
 /// A mailbox and its inbox.
@@ -91,12 +90,11 @@ pub struct Inbox {
 /// # Errors
 /// When no eventfd can be made.
 pub fn mailbox() -> Result<(Mailbox, Inbox), Errno> {
-    let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-    let wake = Arc::new(rustix::event::eventfd(0, flags)?);
+    let wake = Bell::new()?;
     let (sender, receiver) = crossbeam_channel::unbounded();
     let mailbox = Mailbox {
         requests: sender,
-        wake: Arc::clone(&wake),
+        wake: wake.clone(),
     };
     let inbox = Inbox {
         requests: receiver,
@@ -109,8 +107,7 @@ impl Mailbox {
     /// Posts a request. When the engine's thread is gone the request is dropped, which answers it.
     pub fn post(&self, request: Request) {
         if self.requests.send(request).is_ok() {
-            // EAGAIN means that the counter is full, so that the receiver is awake anyhow.
-            let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+            self.wake.ring();
         }
     }
 }
@@ -124,7 +121,7 @@ impl Inbox {
 
     /// All requests posted so far. The wake-up is taken back first, so that none posted later goes unnoticed.
     pub fn take(&self) -> Vec<Request> {
-        let _ = rustix::io::read(&self.wake, &mut [0_u8; 8]);
+        self.wake.hush();
         self.requests.try_iter().collect()
     }
 }

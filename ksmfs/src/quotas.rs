@@ -11,7 +11,7 @@ pub struct Quotas {
     pub regions: usize,
     /// Pages that are kept a record of.
     pub pages: u64,
-    /// Bytes of merged pages in the arenas of one domain.
+    /// Bytes of merged pages, in whatever domains.
     pub merged: u64,
 }
 
@@ -26,7 +26,7 @@ impl Quotas {
     pub fn of_engine(&self) -> ksm_engine::engine::Quotas {
         ksm_engine::engine::Quotas {
             pages_per_user: self.pages,
-            arena_bytes_per_domain: self.merged,
+            arena_bytes_per_user: self.merged,
         }
     }
 

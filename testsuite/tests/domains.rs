@@ -203,3 +203,29 @@ fn a_label_joins_those_who_may_have_it() {
     merged(&daemon, &mut workers, &[true, true, false, false, false]);
     assert!(workers[4].ask("link").contains("label"), "it is told why");
 }
+
+/// The arenas that a daemon holds.
+fn arenas(daemon: &Daemon) -> usize {
+    let descriptors = std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap();
+    let links = descriptors.filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok());
+    let is_arena = |link: &PathBuf| link.to_str().unwrap().starts_with("/memfd:ksm-arena");
+    links.filter(is_arena).count()
+}
+
+/// A user who comes again and again in new cgroups uses nothing up.
+#[test]
+fn what_a_cgroup_had_is_gone_with_its_last_process() {
+    let cgroup = Cgroup::create("short");
+    let daemon = Daemon::start_with_policy(KIT, "domains cgroup");
+    daemon.scan_fast();
+    for _ in 0..3 {
+        let both = [0, 1].map(|_| Some(&cgroup));
+        let mut workers = both.map(|cgroup| worker(&daemon.socket(), NOBODY, "", cgroup));
+        merged(&daemon, &mut workers, &[true, true]);
+        assert!(arenas(&daemon) > 0);
+        drop(workers);
+        until_true("nothing to be left", || {
+            arenas(&daemon) == 0 && daemon.number("pages_shared") == 0
+        });
+    }
+}

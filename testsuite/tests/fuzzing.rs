@@ -80,3 +80,18 @@ fn every_target_has_its_program() {
 fn found_a_count_between_two_batches() {
     fuzz::run("engine", b"\x04\x00\x3f\x0a\x2e");
 }
+
+/// Files of processes are not in the listing: the model said that there are none.
+#[test]
+fn found_a_file_of_a_process_is_opened() {
+    let open = b"\x00\xff\x07\x00\x00\x00\x01\x00\x00\x00\x00\x00";
+    let read = b"\x02\x00\x00\x00\x40";
+    fuzz::run("tree", &[&open[..], read].concat());
+}
+
+/// Equal pages at one address of a family, in two frames each of which a fork shares, are taken for one frame: the
+/// simulator expected them to merge.
+#[test]
+fn found_two_shared_frames_at_one_address_of_a_family() {
+    fuzz::run("host", b"\x00\x00\x94lkks\x94mm\x9e4imA\x81imA\x81\x81a");
+}

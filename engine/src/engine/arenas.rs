@@ -5,9 +5,18 @@
 //! the last mapping of it is gone.
 
 use super::stable::NodeId;
-use crate::page::{ArenaId, NumaNode, Slot};
+use crate::page::{ArenaId, NumaNode, Slot, UserId};
 use std::collections::BTreeMap;
 use std::time::Duration;
+
+/// Which pages an arena takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Kind {
+    /// Whose: his quota is charged.
+    pub(crate) user: UserId,
+    /// Of which node, if that matters: there its memory is asked for.
+    pub(crate) numa: Option<NumaNode>,
+}
 
 /// One arena of a domain.
 #[derive(Debug)]
@@ -19,8 +28,7 @@ pub(crate) struct Arena {
     slots: u32,
     /// It takes no more.
     closed: bool,
-    /// Where its memory is, if that was asked for.
-    numa: Option<NumaNode>,
+    kind: Kind,
     /// Items still mapped here after their nodes were moved elsewhere.
     pub(crate) left_behind: u64,
     /// Its pages are being moved out.
@@ -43,14 +51,24 @@ impl Arena {
     fn is_known(&self, now: Duration) -> bool {
         self.unknown_for == 0 && self.unknown_until <= now
     }
+
+    /// Whose pages it takes.
+    pub(crate) fn user(&self) -> UserId {
+        self.kind.user
+    }
+
+    /// Slots that were given out, in use or not. All of them take memory.
+    pub(crate) fn filled(&self) -> u64 {
+        self.nodes.len() as u64
+    }
 }
 
 /// The arenas of one domain.
 #[derive(Debug, Default)]
 pub(crate) struct Arenas {
     arenas: BTreeMap<ArenaId, Arena>,
-    /// Those that take more slots: one for each NUMA node if that matters, else one.
-    open: BTreeMap<Option<NumaNode>, ArenaId>,
+    /// Those that take more slots.
+    open: BTreeMap<Kind, ArenaId>,
     /// So many full scans are to put together what an earlier daemon has left in two places.
     put_together_for: u8,
     /// From when on: not before it is known who is mapped to what, or more could come to share a page than may.
@@ -58,51 +76,45 @@ pub(crate) struct Arenas {
 }
 
 impl Arenas {
-    /// The slot that is taken next for pages of `numa`, if an arena is open for them.
-    pub(crate) fn next(&self, numa: Option<NumaNode>) -> Option<Slot> {
-        let arena = *self.open.get(&numa)?;
+    /// The slot that is taken next for such pages, if an arena is open for them.
+    pub(crate) fn next(&self, kind: Kind) -> Option<Slot> {
+        let arena = *self.open.get(&kind)?;
         let given_out = self.arenas.get(&arena)?.nodes.len();
         let index = u32::try_from(given_out).expect("an arena has few slots");
         Some(Slot { arena, index })
     }
 
     /// How many more slots the open arena has.
-    pub(crate) fn room(&self, numa: Option<NumaNode>) -> usize {
-        let open = self.open.get(&numa).and_then(|id| self.arenas.get(id));
+    pub(crate) fn room(&self, kind: Kind) -> usize {
+        let open = self.open.get(&kind).and_then(|id| self.arenas.get(id));
         open.map_or(0, |arena| arena.slots as usize - arena.nodes.len())
     }
 
-    /// Adds an empty arena and opens it for pages of `numa`, for which none may be open.
-    pub(crate) fn add(&mut self, id: ArenaId, slots: u32, numa: Option<NumaNode>) {
+    /// Adds an empty arena and opens it for such pages, for which none may be open.
+    pub(crate) fn add(&mut self, id: ArenaId, slots: u32, kind: Kind) {
         let arena = Arena {
             nodes: Vec::new(),
             used: 0,
             slots,
             closed: false,
-            numa,
+            kind,
             left_behind: 0,
             retiring: false,
             unknown_for: 0,
             unknown_until: Duration::ZERO,
         };
         self.arenas.insert(id, arena);
-        self.open.insert(numa, id);
+        self.open.insert(kind, id);
     }
 
     /// Adds an arena that an earlier daemon filled. Which of its slots are in use is not known yet.
-    pub(crate) fn add_adopted(
-        &mut self,
-        id: ArenaId,
-        slots: u32,
-        numa: Option<NumaNode>,
-        now: Duration,
-    ) {
+    pub(crate) fn add_adopted(&mut self, id: ArenaId, slots: u32, kind: Kind, now: Duration) {
         let arena = Arena {
             nodes: vec![None; slots as usize],
             used: 0,
             slots,
             closed: true,
-            numa,
+            kind,
             left_behind: 0,
             retiring: false,
             unknown_for: SCANS_TO_KNOW,
@@ -148,7 +160,7 @@ impl Arenas {
 
     /// Where the arena of a slot is, if that was asked for.
     pub(crate) fn numa_of(&self, slot: Slot) -> Option<NumaNode> {
-        self.arenas.get(&slot.arena)?.numa
+        self.arenas.get(&slot.arena)?.kind.numa
     }
 
     /// Closes the open arenas, for good.
@@ -162,10 +174,24 @@ impl Arenas {
         open.into_values().collect()
     }
 
-    /// Takes the next slot, which has been written. Returns whether it was the arena's last: then none is open for `numa`
-    /// any more.
-    pub(crate) fn take(&mut self, numa: Option<NumaNode>, node: NodeId) -> bool {
-        let open = self.open.get(&numa);
+    /// Closes the open arenas of a user that have a quarter of their slots in use, or less: their memory can come back then.
+    pub(crate) fn close_wasteful(&mut self, user: UserId) -> Vec<ArenaId> {
+        let mut closed = Vec::new();
+        self.open.retain(|kind, id| {
+            if let Some(arena) = self.arenas.get_mut(id).filter(|_| kind.user == user) {
+                arena.closed = u64::from(arena.used) <= arena.filled() / 4;
+                closed.extend(arena.closed.then_some(*id));
+                return !arena.closed;
+            }
+            true
+        });
+        closed
+    }
+
+    /// Takes the next slot, which has been written. Returns whether it was the arena's last: then none is open for such
+    /// pages any more.
+    pub(crate) fn take(&mut self, kind: Kind, node: NodeId) -> bool {
+        let open = self.open.get(&kind);
         let Some(arena) = open.and_then(|id| self.arenas.get_mut(id)) else {
             return false;
         };
@@ -173,7 +199,7 @@ impl Arenas {
         arena.used += 1;
         arena.closed = arena.nodes.len() == arena.slots as usize;
         if arena.closed {
-            self.open.remove(&numa);
+            self.open.remove(&kind);
             return true;
         }
         false
@@ -215,31 +241,34 @@ impl Arenas {
         }
     }
 
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arena> {
+        self.arenas.values()
+    }
+
+    pub(crate) fn get(&self, id: ArenaId) -> Option<&Arena> {
+        self.arenas.get(&id)
+    }
+
     pub(crate) fn get_mut(&mut self, id: ArenaId) -> Option<&mut Arena> {
         self.arenas.get_mut(&id)
     }
 
     /// Takes out the arenas that hold nothing any more, the open ones excepted.
-    pub(crate) fn take_empty(&mut self, now: Duration) -> Vec<ArenaId> {
-        let empty: Vec<_> = self
-            .arenas
-            .iter()
-            .filter(|(_, arena)| {
-                let unused = arena.used == 0 && arena.left_behind == 0;
-                unused && arena.closed && arena.is_known(now)
-            })
-            .map(|(id, _)| *id)
-            .collect();
-        for id in &empty {
-            self.arenas.remove(id);
-        }
-        empty
+    pub(crate) fn take_empty(&mut self, now: Duration) -> Vec<(ArenaId, Arena)> {
+        let is_empty = |arena: &Arena| {
+            let unused = arena.used == 0 && arena.left_behind == 0;
+            unused && arena.closed && arena.is_known(now)
+        };
+        let empty = self.arenas.iter().filter(|(_, arena)| is_empty(arena));
+        let empty: Vec<_> = empty.map(|(id, _)| *id).collect();
+        let take = |id| Some((id, self.arenas.remove(&id)?));
+        empty.into_iter().filter_map(take).collect()
     }
 
     /// Takes out all arenas, in use or not.
-    pub(crate) fn take_all(&mut self) -> Vec<ArenaId> {
+    pub(crate) fn take_all(&mut self) -> BTreeMap<ArenaId, Arena> {
         self.open.clear();
-        std::mem::take(&mut self.arenas).into_keys().collect()
+        std::mem::take(&mut self.arenas)
     }
 
     /// Arenas to be moved out of now: a closed one with at most a quarter of its slots in use, and those that were begun

@@ -5,7 +5,7 @@
 use super::items::{ItemRef, State};
 use super::stable::NodeId;
 use super::{Domain, Engine};
-use crate::page::{DomainId, PageRun};
+use crate::page::{DomainId, PageRun, UserId};
 use crate::store::SlotStore;
 use std::collections::BTreeMap;
 
@@ -61,6 +61,7 @@ impl<S: SlotStore> Engine<S> {
             agree("listed digests", domain.unstable.listed(), counted)?;
         }
         self.audit_rest()?;
+        self.audit_filled()?;
         self.audit_nodes()
     }
 
@@ -86,6 +87,27 @@ impl<S: SlotStore> Engine<S> {
         agree("pages being refiled", self.refiling.under_way(), 0)?;
         agree("orders", self.outbox.has_work().into(), 0)?;
         agree("steps", self.steps.len() as u64, 0)
+    }
+
+    /// What each user's quota is charged with.
+    fn audit_filled(&self) -> Result<(), String> {
+        let mut counted: BTreeMap<UserId, u64> = BTreeMap::new();
+        for arena in self
+            .domains
+            .values()
+            .flat_map(|domain| domain.arenas.iter())
+        {
+            *counted.entry(arena.user()).or_default() += arena.filled();
+        }
+        counted.retain(|_, slots| *slots > 0);
+        if counted == *self.filled.all() {
+            Ok(())
+        } else {
+            Err(format!(
+                "filled slots: kept {:?}, counted {counted:?}",
+                self.filled.all()
+            ))
+        }
     }
 
     fn audit_attached(&self, item: ItemRef, node: NodeId, position: u32) -> Result<(), String> {

@@ -362,8 +362,9 @@ impl<S: SlotStore> Engine<S> {
         for domain in self.domains.values_mut() {
             domain.stable.remove_empty_chains();
             domain.unstable = super::UnstableTrees::default();
-            for arena in domain.arenas.take_all() {
-                self.store.release(arena);
+            for (id, arena) in domain.arenas.take_all() {
+                self.store.release(id);
+                self.filled.give_back(&arena);
             }
         }
         self.left_behind.clear();

@@ -3,13 +3,14 @@
 //! They are copied out of the buffer that the process can write to, and the next donation is ordered before anybody has looked at
 //! them: [`Engine::take_order`] does, when it has no other orders to give. What is not what was announced founds nothing.
 
+use super::arenas::Kind;
 use super::items::{ItemRef, State};
 use super::merge::page_runs;
 use super::stable::NodeId;
 use super::{Engine, Purpose, ReportError};
 use crate::digest::Fingerprint;
 use crate::order::{DONATION_PAGES, Donation, Order, Outcome, OutcomeRun};
-use crate::page::{DomainId, MmId, PAGE_SIZE, PageBytes, Slot};
+use crate::page::{DomainId, MmId, PAGE_SIZE, PageBytes, Slot, UserId};
 use crate::store::SlotStore;
 use smallvec::SmallVec;
 use std::collections::VecDeque;
@@ -198,10 +199,17 @@ impl<S: SlotStore> Engine<S> {
         nodes: &[(NodeId, ItemRef)],
         copies: &[PageBytes],
     ) {
+        let Some(user) = self.mms.get(mm).map(|mm| mm.user) else {
+            return;
+        };
+        let (nodes, beyond) = nodes.split_at(self.may_fill(user, nodes.len()));
+        for (node, _) in beyond {
+            self.give_up(mm, *node, Outcome::NoMemory);
+        }
         let mut done = 0;
         while let Some(rest) = nodes.get(done..).filter(|rest| !rest.is_empty()) {
             let ids: SmallVec<[NodeId; TAKEN_AT_ONCE]> = rest.iter().map(|(id, _)| *id).collect();
-            let Some((first, count)) = self.fill_slots(domain, &ids, &copies[done..]) else {
+            let Some((first, count)) = self.fill_slots(domain, user, &ids, &copies[done..]) else {
                 for (node, _) in rest {
                     self.give_up(mm, *node, Outcome::NoMemory);
                 }
@@ -215,32 +223,35 @@ impl<S: SlotStore> Engine<S> {
     }
 
     /// Writes pages to the next free slots of the domain, as many as the open arena takes: the first slot, and how many.
-    /// All nodes are of one NUMA node.
+    /// They are charged to `user`. All nodes are of one NUMA node.
     pub(super) fn fill_slots(
         &mut self,
         id: DomainId,
+        user: UserId,
         nodes: &[NodeId],
         pages: &[PageBytes],
     ) -> Option<(Slot, usize)> {
         let domain = self.domains.get(&id)?;
         let numa = domain.stable.node(*nodes.first()?).numa;
         let numa = (!self.knobs.merge_across_nodes).then_some(numa);
-        if domain.arenas.next(numa).is_none() {
-            self.open_arena(id, numa)?;
+        let kind = Kind { user, numa };
+        if domain.arenas.next(kind).is_none() {
+            self.open_arena(id, kind)?;
         }
         let domain = self.domains.get_mut(&id)?;
-        let first = domain.arenas.next(numa)?;
-        let count = domain.arenas.room(numa).min(nodes.len());
+        let first = domain.arenas.next(kind)?;
+        let count = domain.arenas.room(kind).min(nodes.len());
         if let Err(error) = self.store.write(first, &pages[..count]) {
             log::warn!("merging is held back: {error}");
             return None;
         }
         for (index, node) in (first.index..).zip(&nodes[..count]) {
-            if domain.arenas.take(numa, *node) {
+            if domain.arenas.take(kind, *node) {
                 self.store.finish(first.arena);
             }
             domain.stable.node_mut(*node).slot = Some(Slot { index, ..first });
         }
+        self.filled.add(user, count as u64);
         Some((first, count))
     }
 }

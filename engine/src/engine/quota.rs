@@ -1,7 +1,8 @@
-//! How much of the engine one user, and one domain, may have.
+//! How much of the engine one user may have, in whatever domains.
 
 use super::Engine;
-use crate::page::{ArenaId, DomainId, MmId, PAGE_SIZE, UserId};
+use super::arenas::Arena;
+use crate::page::{MmId, PAGE_SIZE, UserId};
 use crate::store::SlotStore;
 use std::collections::BTreeMap;
 
@@ -10,15 +11,16 @@ use std::collections::BTreeMap;
 pub struct Quotas {
     /// The most pages of one user that are kept a record of: about 64 bytes each.
     pub pages_per_user: u64,
-    /// The most bytes in the arenas of one domain.
-    pub arena_bytes_per_domain: u64,
+    /// The most bytes in arenas that are filled with pages of one user, in all of his domains. A merged page is his whose
+    /// process gave the bytes.
+    pub arena_bytes_per_user: u64,
 }
 
 impl Default for Quotas {
     fn default() -> Self {
         Self {
             pages_per_user: u64::MAX,
-            arena_bytes_per_domain: u64::MAX,
+            arena_bytes_per_user: u64::MAX,
         }
     }
 }
@@ -29,6 +31,34 @@ pub(crate) struct Tracked {
     pages: BTreeMap<UserId, u64>,
     /// Who has been told of in this scan.
     told: Vec<UserId>,
+}
+
+/// Slots that were filled with pages of each user, in arenas that are still here.
+#[derive(Debug, Default)]
+pub(crate) struct Filled(BTreeMap<UserId, u64>);
+
+impl Filled {
+    pub(crate) fn add(&mut self, user: UserId, slots: u64) {
+        *self.0.entry(user).or_default() += slots;
+    }
+
+    /// An arena has been let go.
+    pub(crate) fn give_back(&mut self, arena: &Arena) {
+        let slots = self.0.entry(arena.user()).or_default();
+        *slots -= arena.filled();
+        if *slots == 0 {
+            self.0.remove(&arena.user());
+        }
+    }
+
+    fn of(&self, user: UserId) -> u64 {
+        self.0.get(&user).copied().unwrap_or(0)
+    }
+
+    /// All users with any.
+    pub(crate) fn all(&self) -> &BTreeMap<UserId, u64> {
+        &self.0
+    }
 }
 
 impl<S: SlotStore> Engine<S> {
@@ -70,21 +100,20 @@ impl<S: SlotStore> Engine<S> {
         false
     }
 
-    /// Whether a domain may have one more arena.
-    pub(super) fn may_open_arena(&self, domain: DomainId, arena: ArenaId) -> bool {
-        let held = self
-            .domains
-            .get(&domain)
-            .map_or(0, |domain| domain.arenas.len() as u64);
-        let each = u64::from(self.store.slots_per_arena()) * PAGE_SIZE as u64;
-        let fits = (held + 1).saturating_mul(each) <= self.quotas.arena_bytes_per_domain;
-        if !fits {
-            let most = self.quotas.arena_bytes_per_domain;
-            log::debug!(
-                "domain {} has no room for {arena:?} in {most} bytes",
-                domain.0
-            );
+    /// How many of `wanted` slots may be filled with pages of `user`. If that are not all, what he wastes is closed, so that
+    /// its memory comes back.
+    pub(super) fn may_fill(&mut self, user: UserId, wanted: usize) -> usize {
+        let most = self.quotas.arena_bytes_per_user / PAGE_SIZE as u64;
+        let left = most.saturating_sub(self.filled.of(user));
+        let may = usize::try_from(left).map_or(wanted, |left| left.min(wanted));
+        if may < wanted {
+            log::debug!("user {} has {most} merged pages, the most he may", user.0);
+            for domain in self.domains.values_mut() {
+                for arena in domain.arenas.close_wasteful(user) {
+                    self.store.finish(arena);
+                }
+            }
         }
-        fits
+        may
     }
 }

@@ -57,7 +57,8 @@ impl<S: SlotStore> Engine<S> {
         let (old, items) = (stable.slot?, stable.items().to_vec());
         let mut bytes = [0; PAGE_SIZE];
         self.store.read(old, &mut bytes).ok()?;
-        self.fill_slots(id, &[node], &[bytes])?;
+        let user = self.domains.get(&id)?.arenas.get(from)?.user();
+        self.fill_slots(id, user, &[node], &[bytes])?;
         let arenas = &mut self.domains.get_mut(&id)?.arenas;
         arenas.give_back(old);
         arenas.get_mut(from)?.left_behind += items.len() as u64;

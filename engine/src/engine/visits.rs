@@ -95,7 +95,8 @@ impl<S: SlotStore> Engine<S> {
             else {
                 continue;
             };
-            let (mm, range, limit, brief) = (*mm, *range, *limit, !*at_length);
+            let (mm, range, limit) = (*mm, *range, *limit);
+            let brief = !*at_length && self.may_be_brief();
             let planned = match outcome {
                 VisitOutcome::Planned => true,
                 VisitOutcome::Waiting => false,
@@ -112,8 +113,15 @@ impl<S: SlotStore> Engine<S> {
             busy[place].1 += 1;
             if planned {
                 let sent = self.send_visit(mm, range, limit, brief);
-                if let Some(Step::Visit { id, outcome, .. }) = self.steps.get_mut(at) {
+                if let Some(Step::Visit {
+                    id,
+                    outcome,
+                    at_length,
+                    ..
+                }) = self.steps.get_mut(at)
+                {
                     *id = sent;
+                    *at_length = !brief;
                     *outcome = match sent {
                         Some(_) => VisitOutcome::Waiting,
                         None => VisitOutcome::Failed,
@@ -199,6 +207,11 @@ impl<S: SlotStore> Engine<S> {
         });
     }
 
+    /// Whether agents may sum up what has not changed: its node, or whether it is a part of a huge page, may have.
+    fn may_be_brief(&self) -> bool {
+        self.knobs.merge_across_nodes && !self.extras.huge_pages_as_ksmd
+    }
+
     /// `None` if the agent takes no orders.
     fn send_visit(&mut self, mm: MmId, range: PageRun, limit: u32, brief: bool) -> Option<OrderId> {
         self.mms.get(mm).filter(|mm| self.is_asked(mm))?;
@@ -208,7 +221,7 @@ impl<S: SlotStore> Engine<S> {
             limit,
             skip,
             nodes: !self.knobs.merge_across_nodes,
-            brief: brief && self.knobs.merge_across_nodes && !self.extras.huge_pages_as_ksmd,
+            brief,
         };
         let pages = range.len.min(limit.into());
         Some(self.outbox.send(mm, order, Purpose::Visit(pages), self.now))

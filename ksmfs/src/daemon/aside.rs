@@ -4,9 +4,9 @@
 //! file whose file system does not answer. So no descriptor that came from a peer is closed here, nor a peer's socket, in
 //! which others may be under way. Sealing an arena waits for whoever has pinned its pages.
 
+use crate::bell::Bell;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use ksm_engine::arena::{Adoptable, seal_for_good};
-use rustix::event::EventfdFlags;
 use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -83,7 +83,7 @@ pub struct Sealer {
     jobs: Option<Sender<Adoptable>>,
     sealed: (Sender<Adoptable>, Receiver<Adoptable>),
     /// Readable when one is sealed.
-    ready: Arc<OwnedFd>,
+    ready: Bell,
     waiting: Arc<AtomicUsize>,
 }
 
@@ -93,11 +93,10 @@ impl Sealer {
     /// # Errors
     /// When no eventfd can be made.
     pub fn new() -> Result<Self, Errno> {
-        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         Ok(Self {
             jobs: None,
             sealed: crossbeam_channel::unbounded(),
-            ready: Arc::new(rustix::event::eventfd(0, flags)?),
+            ready: Bell::new()?,
             waiting: Arc::default(),
         })
     }
@@ -127,20 +126,20 @@ impl Sealer {
 
     /// Arenas that were sealed since this was asked last.
     pub fn take(&self) -> Vec<Adoptable> {
-        let _ = rustix::io::read(&self.ready, &mut [0_u8; 8]);
+        self.ready.hush();
         self.sealed.1.try_iter().collect()
     }
 
     fn start(&self) -> std::io::Result<Sender<Adoptable>> {
         let (sender, jobs) = crossbeam_channel::unbounded();
-        let (sealed, ready) = (self.sealed.0.clone(), Arc::clone(&self.ready));
+        let (sealed, ready) = (self.sealed.0.clone(), self.ready.clone());
         let waiting = Arc::clone(&self.waiting);
         let done = move |arena| {
             waiting.fetch_sub(1, Ordering::AcqRel);
             if let Some(arena) = arena
                 && sealed.send(arena).is_ok()
             {
-                let _ = rustix::io::write(&ready, &1_u64.to_ne_bytes());
+                ready.ring();
             }
         };
         let thread = std::thread::Builder::new().name("sealer".into());

@@ -5,26 +5,21 @@
 //! SIGBUS of the daemon. Nor is it written to or punched by the engine's thread: the peer can hold its lock.
 
 use super::chores;
+use crate::bell::Bell;
 use ksm_engine::order::{DONATION_PAGES, Donation};
 use ksm_engine::page::{PAGE_SIZE, PageBytes, UserId};
 use ksm_engine::wire::{BUFFER_PAGES, CHILDREN, LEDGER_OFFSET, Ledger};
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use rustix::io::Errno;
-use std::cell::Cell;
 use std::mem::offset_of;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Duration;
-
-/// How long giving back a buffer's memory is waited for.
-pub const FREEING: Duration = Duration::from_millis(100);
 
 /// The donation buffer of one peer.
 #[derive(Debug)]
 pub struct DonationBuffer {
     memfd: Arc<OwnedFd>,
-    copied: Cell<bool>,
     user: UserId,
     tidying: Arc<Tidying>,
 }
@@ -33,22 +28,11 @@ pub struct DonationBuffer {
 #[derive(Debug, Default)]
 struct Tidying {
     /// Its memory is being given back.
-    frees: AtomicBool,
+    empties: AtomicBool,
     /// Children are about to be called.
     calls: AtomicBool,
     /// Those with lower numbers.
     called: AtomicU32,
-}
-
-/// Whether the memory of a buffer was given back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Freed {
-    /// It was.
-    Done,
-    /// The peer has not let it be done for [`FREEING`].
-    HeldUp,
-    /// Nor before, so that it was not tried again.
-    NotTried,
 }
 
 impl DonationBuffer {
@@ -73,7 +57,6 @@ impl DonationBuffer {
         )?;
         Ok(Self {
             memfd: Arc::new(memfd),
-            copied: Cell::new(false),
             user,
             tidying: Arc::default(),
         })
@@ -122,35 +105,31 @@ impl DonationBuffer {
         }
     }
 
-    /// Gives the memory of donated pages back. Waits until that is done, for the next donation may come; but not long for a
-    /// peer that does not let it be done.
-    pub fn free(&self) -> Freed {
-        let (memfd, tidying) = (Arc::clone(&self.memfd), Arc::clone(&self.tidying));
-        if tidying.frees.swap(true, Ordering::AcqRel) {
-            return Freed::NotTried;
+    /// Begins to give the memory of donated pages back, if it is not being done and somebody is there for it. What is
+    /// written to the buffer meanwhile may be lost. The bell is rung when it is done, which the peer can put off.
+    pub fn empty(&self, emptied: &Bell) {
+        if self.tidying.empties.swap(true, Ordering::AcqRel) {
+            return;
         }
-        let (tell, told) = crossbeam_channel::bounded(1);
+        let (memfd, tidying) = (Arc::clone(&self.memfd), Arc::clone(&self.tidying));
+        let emptied = emptied.clone();
         let taken_on = chores::aside(self.user, move || {
             let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
             let bytes = DONATION_PAGES * PAGE_SIZE;
             // A peer may have forbidden it, by sealing: then it is his memory that stays in use.
             let _ = rustix::fs::fallocate(&memfd, punch, 0, bytes as u64);
-            tidying.frees.store(false, Ordering::Release);
-            let _ = tell.send(());
+            tidying.empties.store(false, Ordering::Release);
+            emptied.ring();
         });
         if !taken_on {
-            self.tidying.frees.store(false, Ordering::Release);
-            return Freed::NotTried;
-        }
-        match told.recv_timeout(FREEING) {
-            Ok(()) => Freed::Done,
-            Err(_) => Freed::HeldUp,
+            self.tidying.empties.store(false, Ordering::Release);
         }
     }
 
-    /// Whether pages have been copied since this was asked last.
-    pub fn take_copied(&self) -> bool {
-        self.copied.take()
+    /// Whether its memory is being given back.
+    #[must_use]
+    pub fn is_being_emptied(&self) -> bool {
+        self.tidying.empties.load(Ordering::Acquire)
     }
 
     /// What the agent gets.
@@ -162,7 +141,6 @@ impl DonationBuffer {
 
 impl Donation for DonationBuffer {
     fn copy_pages(&self, first: usize, into: &mut [PageBytes]) {
-        self.copied.set(true);
         let start = first as u64 * PAGE_SIZE as u64;
         let into = into.as_flattened_mut();
         let mut done = 0;
@@ -183,12 +161,13 @@ impl Donation for DonationBuffer {
 #[cfg(test)]
 mod tests {
     use super::DonationBuffer;
+    use crate::bell::Bell;
     use ksm_engine::order::{DONATION_PAGES, Donation};
     use ksm_engine::page::{PAGE_SIZE, UserId};
     use ksm_engine::wire::BUFFER_PAGES;
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
     use rustix::fs::FallocateFlags;
     use rustix::io::Errno;
-    use std::time::{Duration, Instant};
 
     #[test]
     fn pages_arrive_as_the_peer_wrote_them() {
@@ -202,19 +181,24 @@ mod tests {
     }
 
     #[test]
-    fn a_freed_buffer_holds_no_memory() {
+    fn an_emptied_buffer_holds_no_memory_and_the_bell_is_rung() {
         let buffer = DonationBuffer::new(1, UserId(1)).unwrap();
         let blocks = || rustix::fs::fstat(buffer.descriptor()).unwrap().st_blocks;
         let of_ledger = blocks();
         rustix::io::pwrite(buffer.descriptor(), &[7; PAGE_SIZE], 0).unwrap();
         assert!(blocks() > of_ledger);
-        // On a busy machine nobody waits for it.
-        buffer.free();
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while blocks() != of_ledger {
-            assert!(Instant::now() < deadline, "{} blocks", blocks());
-            std::thread::yield_now();
-        }
+        let bell = Bell::new().unwrap();
+        buffer.empty(&bell);
+        let minute = Timespec {
+            tv_sec: 60,
+            tv_nsec: 0,
+        };
+        assert_eq!(
+            poll(&mut [PollFd::new(&bell, PollFlags::IN)], Some(&minute)),
+            Ok(1)
+        );
+        assert!(!buffer.is_being_emptied());
+        assert_eq!(blocks(), of_ledger);
     }
 
     #[test]

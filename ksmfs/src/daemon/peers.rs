@@ -6,12 +6,12 @@ use super::donation::DonationBuffer;
 use super::identity::Credentials;
 use super::outbox::Outbox;
 use super::regions::Regions;
+use super::turns::Turns;
 use ksm_engine::page::{DomainId, MmId, UserId};
 use ksm_engine::wire::Birth;
 use rustix::process::Pid;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::time::Duration;
 
 /// What a peer has turned out to be.
 #[derive(Debug)]
@@ -37,8 +37,8 @@ pub struct Agent {
     pub app: Pid,
     /// Where it puts the bytes of pages.
     pub donation: DonationBuffer,
-    /// When it last did, if the memory has not been given back since.
-    pub donated: Option<Duration>,
+    /// Whether that is its turn.
+    pub turns: Turns,
     /// The number of its ledger.
     pub ledger: u32,
     /// The fork that the app came from.

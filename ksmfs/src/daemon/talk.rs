@@ -6,15 +6,16 @@
 
 use super::adoption::Holdings;
 use super::children::Children;
-use super::donation::{DonationBuffer, FREEING, Freed};
+use super::donation::DonationBuffer;
 use super::identity;
 use super::outbox::SendError;
 use super::peers::{Agent, Peer, Role};
 use super::regions::Regions;
+use super::turns::Turns;
 use super::{Answer, Daemon, ENDED};
 use ksm_engine::engine::{ReportError, Written};
 use ksm_engine::order::{Order, OrderId};
-use ksm_engine::page::{ArenaId, UserId};
+use ksm_engine::page::{ArenaId, DomainId, UserId};
 use ksm_engine::wire::{
     Birth, Figures, Hello, MessageBuffer, MountDevice, RefusalReason, ToAgent, ToDaemon, Version,
     Versions, WireError,
@@ -23,13 +24,9 @@ use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
 
 /// Most separate regions of one agent: what a process with the kernel's default of 65530 maps can have.
 const MOST_REGIONS: usize = 65_536;
-
-/// How long the memory of a donation buffer is kept for the next donation.
-const BUFFER_REST: Duration = Duration::from_millis(100);
 
 /// Why a connection ends.
 #[derive(Debug, thiserror::Error)]
@@ -172,12 +169,7 @@ impl Daemon {
             (Role::Agent(agent), ToDaemon::Report { order, report }) => {
                 self.engine
                     .report(agent.mm, order, &report, &agent.donation)?;
-                if agent.donation.take_copied() {
-                    let now = self.started.elapsed();
-                    if agent.donated.replace(now).is_none() {
-                        self.donated.push_back((now + BUFFER_REST, token));
-                    }
-                }
+                self.end_turn(token, &mut agent.turns, order);
                 Ok(())
             }
             (Role::Unknown | Role::Asking | Role::Agent(_), _) => {
@@ -187,45 +179,18 @@ impl Daemon {
         }
     }
 
-    /// Gives the memory of buffers back that nothing was donated through for a while. Not at once: a buffer whose pages are
-    /// new to the system each time costs more than the copying.
-    pub(super) fn free_buffers(&mut self) {
-        let now = self.started.elapsed();
-        while let Some((_, token)) = self.donated.front().copied().filter(|(due, _)| *due <= now) {
-            self.donated.pop_front();
-            let mut again = None;
-            self.with_peer(token, |daemon, peer| {
-                if let Role::Agent(agent) = &mut peer.role
-                    && let Some(last) = agent.donated
-                {
-                    again = Some(last + BUFFER_REST).filter(|due| *due > now);
-                    if again.is_none() {
-                        if agent.donation.free() == Freed::HeldUp {
-                            let user = UserId(peer.credentials.uid);
-                            log::warn!(
-                                "pid {} of uid {} holds its donation buffer",
-                                agent.app,
-                                user.0
-                            );
-                            daemon.engine.charge_waiting(user, FREEING);
-                        }
-                        agent.donated = None;
-                    }
-                }
-                Ok(())
-            });
-            self.donated.extend(again.map(|due| (due, token)));
-        }
-    }
-
     /// Sends an order, with the arena that it is about.
     pub(super) fn give_order(
         &mut self,
+        token: u64,
         peer: &mut Peer,
         id: OrderId,
         order: &Order,
         buffer: &mut MessageBuffer,
     ) -> Result<(), Parting> {
+        if self.withholds(token, peer, id, order) {
+            return Ok(());
+        }
         let arena = match order {
             Order::Map { arena, .. } | Order::Remap { arena, .. } => Some(*arena),
             _ => None,
@@ -271,6 +236,13 @@ impl Daemon {
         let ledger = self.next_ledger;
         self.next_ledger = ledger.checked_add(1).unwrap_or(1);
         let donation = DonationBuffer::new(ledger, UserId(uid)).map_err(Parting::Donation)?;
+        let engine = &self.engine;
+        let Some(domain) = self
+            .domains
+            .join(&domain, |number| engine.knows_domain(number))
+        else {
+            return self.refuse(peer, RefusalReason::TooMany, buffer);
+        };
         let parent = self.peers.with_ledger(hello.birth.ledger, uid);
         // A child may have been moved, or have asked for another label.
         let parent = parent.filter(|parent| parent.domain == domain);
@@ -280,6 +252,7 @@ impl Daemon {
             None => self.engine.add_mm_of(domain, UserId(uid)),
         };
         let Some(mm) = added else {
+            self.leave_domain(domain);
             return self.refuse(peer, RefusalReason::TooMany, buffer);
         };
         if !version.sums_up() {
@@ -294,7 +267,7 @@ impl Daemon {
             domain,
             app,
             donation,
-            donated: None,
+            turns: Turns::default(),
             ledger,
             birth: hello.birth,
             children: Children::default(),
@@ -316,6 +289,13 @@ impl Daemon {
             .send(peer.socket.as_fd(), &message, descriptors, buffer)?;
         log::debug!("pid {} of uid {} joined", app, peer.credentials.uid);
         Ok(())
+    }
+
+    /// A process that has joined a domain is not in it any more.
+    pub(super) fn leave_domain(&mut self, domain: DomainId) {
+        if self.domains.leave(domain) {
+            self.engine.close_domain(domain);
+        }
     }
 
     /// Whoever waits for a forked child waits for what the child has registered.

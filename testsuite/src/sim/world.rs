@@ -160,9 +160,18 @@ impl World {
     pub fn disconnect(&mut self, at: usize) {
         if let Some(connection) = self.processes[at].connection.take() {
             self.engine.remove_mm(connection.mm);
+            self.close_domain(self.processes[at].domain);
         }
         self.be_cut_off(at);
         self.pass_on();
+    }
+
+    /// One domain in two ends with its last process, as those that are not simply a user do.
+    fn close_domain(&mut self, domain: DomainId) {
+        let mut connected = self.processes.iter().filter(|p| p.connection.is_some());
+        if domain.0 % 2 == 1 && !connected.any(|process| process.domain == domain) {
+            self.engine.close_domain(domain);
+        }
     }
 
     fn be_cut_off(&mut self, at: usize) {

@@ -17,14 +17,14 @@ use std::time::{Duration, Instant};
 use testsuite::content;
 
 /// How long an attacker listens before it looks whether it is over.
-const LISTEN: Duration = Duration::from_millis(100);
-const PAGE: u64 = 0x1000;
-const NOWHERE: Slot = Slot {
+pub const LISTEN: Duration = Duration::from_millis(100);
+pub const PAGE: u64 = 0x1000;
+pub const NOWHERE: Slot = Slot {
     arena: ArenaId(0),
     index: 0,
 };
 
-fn run(range: PageRun, state: VisitState, slot: Slot) -> VisitRun {
+pub fn run(range: PageRun, state: VisitState, slot: Slot) -> VisitRun {
     VisitRun {
         start: range.start,
         len: u32::try_from(range.len).unwrap(),
@@ -33,7 +33,7 @@ fn run(range: PageRun, state: VisitState, slot: Slot) -> VisitRun {
     }
 }
 
-fn visited(
+pub fn visited(
     agent: &mut Agent,
     id: OrderId,
     end: u64,
@@ -49,7 +49,7 @@ fn visited(
     agent.offer(&ToDaemon::Report { order: id, report })
 }
 
-fn all_done(agent: &mut Agent, id: OrderId, runs: &[PageRun]) -> bool {
+pub fn all_done(agent: &mut Agent, id: OrderId, runs: &[PageRun]) -> bool {
     let outcomes: Vec<_> = runs
         .iter()
         .map(|run| OutcomeRun {
@@ -65,7 +65,7 @@ fn all_done(agent: &mut Agent, id: OrderId, runs: &[PageRun]) -> bool {
 }
 
 /// Answers what is no visit as if all had been done.
-fn pretend(field: &Field, agent: &mut Agent, id: OrderId, order: &Order) -> bool {
+pub fn pretend(field: &Field, agent: &mut Agent, id: OrderId, order: &Order) -> bool {
     match order {
         Order::Map { runs, .. } | Order::Remap { runs, .. } => {
             if let Some(arena) = agent.descriptors.first() {
@@ -91,7 +91,7 @@ fn pretend(field: &Field, agent: &mut Agent, id: OrderId, order: &Order) -> bool
 }
 
 /// Follows orders until it is over or the daemon has cut it off.
-fn follow(
+pub fn follow(
     field: &Field,
     agent: &mut Agent,
     mut visit: impl FnMut(&mut Agent, OrderId, PageRun) -> bool,
@@ -421,42 +421,4 @@ fn follow_bumping(field: &Field, agent: &mut Agent, mut bump: impl FnMut()) {
             Some(_) => return,
         }
     }
-}
-
-/// How long after a donation the daemon has given the memory of its buffer back, or would have.
-const FREED: Duration = Duration::from_millis(500);
-
-/// The daemon reads what it donates, and must not wait for it: a file's lock can be held by writing to it from memory that
-/// never comes.
-#[test]
-fn holds_the_lock_of_its_donation_buffer() {
-    withstand(|field| {
-        let Some(mut agent) = field.join() else {
-            return;
-        };
-        let salt = agent.salt.unwrap();
-        let buffer = agent.descriptors[0].as_fd().try_clone_to_owned().unwrap();
-        agent.register(PAGE, 2);
-        let page = [7; PAGE_SIZE];
-        rustix::io::pwrite(&buffer, &page, 0).unwrap();
-        let digests = [salt.digest(&page); 2];
-        let trap = testsuite::sys::Unreadable::map().unwrap();
-        let trap = std::sync::Arc::new(trap);
-        let held = buffer.try_clone().unwrap();
-        let caught = std::sync::Arc::clone(&trap);
-        let holder = std::thread::spawn(move || caught.write_to(&held));
-        let begun = Instant::now();
-        follow(field, &mut agent, |agent, id, range| {
-            // The daemon goes on.
-            if begun.elapsed() > FREED {
-                field.deed();
-            }
-            let first = usize::try_from(range.start - PAGE).unwrap();
-            let digests = &digests[first..][..usize::try_from(range.len).unwrap()];
-            let runs = [run(range, VisitState::Calm, NOWHERE)];
-            visited(agent, id, range.end(), &runs, digests)
-        });
-        trap.release();
-        holder.join().unwrap();
-    });
 }

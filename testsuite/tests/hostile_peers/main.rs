@@ -8,6 +8,8 @@
 #[path = "../../../ksmfs/tests/stage/agent.rs"]
 mod agent;
 mod attacks;
+mod donating;
+mod locks;
 mod siege;
 mod storms;
 
