@@ -199,6 +199,7 @@ impl Client {
         let os = |call| move |errno| StartError::Os { call, errno };
         let space = Space::get_or_create().map_err(os("mmap of the client's state"))?;
         fork::watch().map_err(os("pthread_atfork"))?;
+        fork::staff_children().map_err(os("pthread_atfork"))?;
         if !fork::claim_for_client() {
             return Err(StartError::Embedded);
         }

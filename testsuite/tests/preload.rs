@@ -98,6 +98,11 @@ fn calls_that_few_programs_make_mean_what_they_mean() {
 }
 
 #[test]
+fn an_allocator_that_is_locked_around_forks_is_not_waited_for() {
+    run("own_allocator", &[]);
+}
+
+#[test]
 fn memory_whose_writes_are_tracked_is_moved_whole_and_becomes_huge() {
     run("tracked_memory", &["moved"]);
     run("tracked_memory", &["collapsed"]);
