@@ -9,7 +9,7 @@
 
 use crate::complaint;
 use crate::fork::{self, PRESENCE};
-use crate::link::Link;
+use crate::inquiry::{self, Addresses};
 use crate::link_state::LinkState;
 use crate::presence::Presence;
 use crate::region::{Keeper, MergeableRegion};
@@ -17,11 +17,11 @@ use crate::socket_path;
 use crate::space::change::Change;
 use crate::space::release::{Release, UnregisterError};
 use crate::space::{RegisterError, Space, figures};
-use crate::sys::memory::{Placed, page_of};
+use crate::sys::memory::page_of;
 use crate::sys::task::{self, WAKE};
 use crate::trust;
 use ksm_engine::page::{PAGE_SIZE, PageRun};
-use ksm_engine::wire::{Figures, Label, MessageBuffer, MountDevice, ToAgent, ToDaemon, Versions};
+use ksm_engine::wire::{Figures, Label, MountDevice, Versions};
 use rustix::io::Errno;
 use rustix::net::SocketAddrUnix;
 use rustix::process::{Pid, kill_process};
@@ -200,6 +200,7 @@ impl Client {
         let os = |call| move |errno| StartError::Os { call, errno };
         let space = Space::get_or_create().map_err(os("mmap of the client's state"))?;
         fork::watch().map_err(os("pthread_atfork"))?;
+        fork::staff_children().map_err(os("pthread_atfork"))?;
         if !fork::claim_for_client() {
             return Err(StartError::Embedded);
         }
@@ -350,24 +351,7 @@ impl Client {
     /// # Errors
     /// When no daemon answers.
     pub fn figures(&self) -> Result<Figures, FiguresError> {
-        let mut why = LinkState::NoDaemon(Errno::NOENT);
-        let mut buffer = Placed::<MessageBuffer>::new()
-            .map_err(|errno| FiguresError(LinkState::Failed(errno)))?;
-        for address in self.presence.addresses.iter().flatten() {
-            let answer = Link::connect(address).and_then(|link| {
-                link.send(&ToDaemon::Query, &mut buffer)?;
-                match link.answer(&mut buffer)?.0 {
-                    ToAgent::Figures(figures) => Ok(figures),
-                    ToAgent::Refused(reason) => Err(LinkState::Refused(reason)),
-                    _ => Err(LinkState::Protocol),
-                }
-            });
-            match answer {
-                Ok(figures) => return Ok(figures),
-                Err(state) => why = state,
-            }
-        }
-        Err(FiguresError(why))
+        inquiry::figures(&self.presence.addresses).map_err(FiguresError)
     }
 
     /// Says whether all memory of the process is to be merged, for others to be told: with the next [`Self::announce`].
@@ -466,16 +450,7 @@ impl Client {
 /// Asks the daemon where its files are, and which process id this process has for it. No client is started.
 #[must_use]
 pub fn locate() -> Option<MountDevice> {
-    let mut buffer = Placed::<MessageBuffer>::new().ok()?;
-    let all = addresses(&Config::default()).ok()?;
-    all.iter().flatten().find_map(|address| {
-        let link = Link::connect(address).ok()?;
-        link.send(&ToDaemon::Locate, &mut buffer).ok()?;
-        match link.answer(&mut buffer).ok()?.0 {
-            ToAgent::Mount(device) => Some(device),
-            _ => None,
-        }
-    })
+    inquiry::locate(&addresses(&Config::default()).ok()?).ok()
 }
 
 /// The pages that an `madvise` of these bytes acts on; `None` for none.
@@ -497,7 +472,7 @@ pub(crate) fn run_of(addr: *mut u8, len: usize) -> Result<Option<PageRun>, Regio
     }
 }
 
-fn addresses(config: &Config) -> Result<[Option<SocketAddrUnix>; 2], StartError> {
+fn addresses(config: &Config) -> Result<Addresses, StartError> {
     trust::look_around();
     let mut paths = socket_path::connect_paths(config.socket.as_deref()).into_iter();
     let mut next = || paths.next().map(|path| address(&path)).transpose();

@@ -51,17 +51,35 @@ impl Drop for Claim {
 }
 
 static WATCHED: AtomicBool = AtomicBool::new(false);
+static STAFFED: AtomicBool = AtomicBool::new(false);
 
-/// From now on forks are safe.
+/// From now on forks are safe. The earlier this is registered the better: handlers that are registered later run before the lock
+/// is taken, and after it is let go.
 ///
 /// # Errors
 /// When there is no memory.
 pub(crate) fn watch() -> Result<(), Errno> {
-    if WATCHED.swap(true, Ordering::AcqRel) {
+    once(&WATCHED, || {
+        task::at_fork(Some(before), Some(in_parent), Some(in_child))
+    })
+}
+
+/// From now on children get a steward. A thread takes memory from the heap, which an allocator of the app's may keep locked
+/// in a child until its own handler has run: so this is registered as late as can be, when there is somebody to work for.
+///
+/// # Errors
+/// When there is no memory.
+pub(crate) fn staff_children() -> Result<(), Errno> {
+    once(&STAFFED, || {
+        task::at_fork(None, None, Some(start_steward_in_child))
+    })
+}
+
+fn once(done: &AtomicBool, register: impl FnOnce() -> Result<(), Errno>) -> Result<(), Errno> {
+    if done.swap(true, Ordering::AcqRel) {
         return Ok(());
     }
-    task::at_fork(before, in_parent, in_child)
-        .inspect_err(|_| WATCHED.store(false, Ordering::Release))
+    register().inspect_err(|_| done.store(false, Ordering::Release))
 }
 
 /// Thread id of the thread that holds the space lock for a fork, between its handlers; 0 if none does.
@@ -131,10 +149,15 @@ extern "C" fn in_child() {
         return;
     };
     space.reset_child();
-    let Some(presence) = PRESENCE.get() else {
+    if let Some(presence) = PRESENCE.get() {
+        presence.reset_in_child();
+    }
+}
+
+extern "C" fn start_steward_in_child() {
+    let Some((space, presence)) = Space::get().zip(PRESENCE.get()) else {
         return;
     };
-    presence.reset_in_child();
     if has_registered(space) && presence.start_steward().is_err() {
         // The child goes on unmerged; the next call of ours tries again.
         presence.note_death();

@@ -4,9 +4,10 @@
 //! scans as fast as it can, and run. What has an answer of the kernel's to compare with runs without the library too.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output};
 use testsuite::daemon::Daemon;
 use testsuite::programs::preload_library;
+use testsuite::wait::until_true;
 
 struct Stage {
     daemon: Daemon,
@@ -97,6 +98,11 @@ fn calls_that_few_programs_make_mean_what_they_mean() {
 }
 
 #[test]
+fn an_allocator_that_is_locked_around_forks_is_not_waited_for() {
+    run("own_allocator", &[]);
+}
+
+#[test]
 fn memory_whose_writes_are_tracked_is_moved_whole_and_becomes_huge() {
     run("tracked_memory", &["moved"]);
     run("tracked_memory", &["collapsed"]);
@@ -130,6 +136,8 @@ fn what_programs_do_to_themselves_and_their_children_goes_with_merging() {
         "everything",
         "vforks",
         "probes",
+        "early_handlers",
+        "many_forks",
     ] {
         eprintln!("{part}");
         succeeded(
@@ -139,5 +147,44 @@ fn what_programs_do_to_themselves_and_their_children_goes_with_merging() {
                 .output()
                 .expect("it starts"),
         );
+    }
+}
+
+/// A service manager's `MemoryKSM=`: the program is started with the kernel's flag set.
+#[test]
+fn the_kernels_own_flag_is_taken_over_and_cleared() {
+    let stage = Stage::new();
+    let program = stage.program("surroundings");
+    let mut plain = Command::new(program);
+    plain
+        .arg("kernels_flag")
+        .env("LIBRARY", preload_library())
+        .env("KSMFS_SOCKET", stage.daemon.socket());
+    let said = succeeded(&plain.output().expect("it starts"));
+    eprint!("{said}");
+}
+
+#[test]
+fn stopped_processes_are_merged_and_unmerged() {
+    let stage = Stage::new();
+    let program = stage.program("stopped");
+    stage.daemon.write("run", "0");
+    let mut holders = [(); 2].map(|()| stage.preload(&program).spawn().expect("it starts"));
+    let is_stopped = |child: &Child| {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id()));
+        stat.is_ok_and(|stat| stat.contains(") T "))
+    };
+    until_true("both to stop", || holders.iter().all(is_stopped));
+    stage.daemon.write("run", "1");
+    until_true("their pages to merge", || {
+        stage.daemon.number("pages_sharing") == 64
+    });
+    stage.daemon.write("run", "2");
+    assert_eq!(stage.daemon.number("pages_sharing"), 0);
+    assert!(holders.iter().all(is_stopped));
+    for holder in &mut holders {
+        let pid = rustix::process::Pid::from_child(holder);
+        rustix::process::kill_process(pid, rustix::process::Signal::CONT).expect("it is there");
+        assert!(holder.wait().expect("own child").success());
     }
 }

@@ -197,7 +197,8 @@ fn treat(addr: usize, len: usize, advice: i32, treatment: Treatment, is_on: bool
     let Some(run) = range(addr, len)? else {
         return raw(addr, len, advice);
     };
-    // Noted also while nothing is merged yet: the kernel does not tell it later.
+    // Noted also while nothing is merged yet: the kernel does not tell it later. Forks have to leave alone what notes it.
+    Client::watch_forks()?;
     Space::get_or_create()?;
     let begun = match treatment {
         Treatment::WipedInChildren => Changing::begin_unmerged(run)?,

@@ -19,9 +19,7 @@ mod suitable;
 pub mod sys;
 mod userfaults;
 
-/// Runs once, when the library has been loaded.
+/// Runs once, when the library has been loaded. In most programs that is all of it that ever runs: so it does next to nothing.
 pub(crate) fn begin() {
-    // Without memory for it now it is tried again when something is registered.
-    let _ = ksm_client::Client::watch_forks();
     mode::inherit();
 }

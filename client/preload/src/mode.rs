@@ -101,7 +101,7 @@ fn unmerge_everything(client: Client) -> Result<(), Errno> {
 
 /// At the start of a program: takes over what it inherits.
 pub fn inherit() {
-    let asked = environment::has(VARIABLE, c"1");
+    let asked = environment::asks_for_merging();
     let get = libc::PR_GET_MEMORY_MERGE.unsigned_abs() as usize;
     let set_it = libc::PR_SET_MEMORY_MERGE.unsigned_abs() as usize;
     let kernels = call(libc::SYS_prctl, [get, 0, 0, 0, 0]) == Ok(1);

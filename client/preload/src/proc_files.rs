@@ -1,13 +1,13 @@
 //! `ksm_stat` and `ksm_merging_pages` below `/proc`, with our figures in the kernel's format.
 //!
 //! The daemon has them as hidden files of its mount, for each process that takes part: whoever keeps one open reads what is
-//! true at that moment. Where the mount is not to be seen (after a `chroot`, for instance), a process gets its own in a
-//! file in memory, as they are when it opens them.
+//! true at that moment. After a `chroot` they are found where the agent is. Where that is not to be seen either, a process
+//! gets its own in a file in memory, as far as it knows them.
 
 use crate::mode;
 use crate::sandbox;
 use ksm_client::space::Space;
-use ksm_client::{Client, Figures, locate};
+use ksm_client::{Client, Figures, first_surroundings, locate};
 use ksm_engine::page::PageRun;
 use ksm_engine::process_file::ProcessFile;
 use ksm_engine::wire::MountDevice;
@@ -15,7 +15,7 @@ use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, SeekFrom};
 use std::ffi::{CStr, OsString};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Whose files are asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,21 +81,31 @@ fn hidden(file: ProcessFile, whose: Whose, flags: libc::c_int) -> Option<OwnedFd
     rustix::fs::open(path, flags, Mode::empty()).ok()
 }
 
-/// Where the mount with this device number is seen.
+/// Where the mount with this device number is seen: from here, or from where the agent is.
 fn mount(device: MountDevice) -> Option<PathBuf> {
+    let here = mount_in(Path::new("/proc/self/mountinfo"), Path::new("/"), device);
+    here.or_else(|| {
+        let place = first_surroundings()?;
+        mount_in(&place.join("mountinfo"), &place.join("root"), device)
+    })
+}
+
+/// The same of a list of mounts whose paths begin at `root`.
+fn mount_in(list: &Path, root: &Path, device: MountDevice) -> Option<PathBuf> {
     let wanted = format!("{}:{}", device.major, device.minor);
-    let mounts = std::fs::read("/proc/self/mountinfo").ok()?;
+    let mounts = std::fs::read(list).ok()?;
     let lines = mounts.split(|byte| *byte == b'\n');
-    let places = lines.filter_map(|line| {
+    let mut places = lines.filter_map(|line| {
         let mut words = line.split(|byte| *byte == b' ').skip(2);
         let is_it = words.next()? == wanted.as_bytes();
         // The root of the mount within its file system.
         words.next()?;
-        is_it.then(|| unescaped(words.next().unwrap_or(&[])))
+        let place = PathBuf::from(unescaped(words.next().filter(|_| is_it)?));
+        Some(root.join(place.strip_prefix("/").ok()?))
     });
     let number = rustix::fs::makedev(device.major, device.minor);
     let leads_there = |path: &PathBuf| rustix::fs::stat(path).is_ok_and(|s| s.st_dev == number);
-    places.map(PathBuf::from).find(leads_there)
+    places.find(leads_there)
 }
 
 /// Blanks and the like are written as octal numbers in that file.

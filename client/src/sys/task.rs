@@ -290,14 +290,17 @@ fn identity() -> [u32; 6] {
     ids
 }
 
+/// Called around a fork.
+pub type ForkHandler = unsafe extern "C" fn();
+
 /// Has `prepare` called before every fork, and `parent` and `child` after it, each in the thread that forks.
 pub fn at_fork(
-    prepare: unsafe extern "C" fn(),
-    parent: unsafe extern "C" fn(),
-    child: unsafe extern "C" fn(),
+    prepare: Option<ForkHandler>,
+    parent: Option<ForkHandler>,
+    child: Option<ForkHandler>,
 ) -> Result<(), Errno> {
-    // SAFETY: the three functions live for ever and take no arguments.
-    match unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) } {
+    // SAFETY: the functions live for ever and take no arguments.
+    match unsafe { libc::pthread_atfork(prepare, parent, child) } {
         0 => Ok(()),
         number => Err(Errno::from_raw_os_error(number)),
     }

@@ -207,9 +207,47 @@ static void forking(void) {
     wait_merged(0);
 }
 
+/* How many of the pages are mapped from a file, as merged ones are. */
+static int in_files(const char *at) {
+    uint64_t entries[N];
+    int pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC), count = 0;
+    check(pagemap >= 0 && is_filled(at, N, at[0]));
+    check(pread(pagemap, entries, sizeof entries, (off_t)((uintptr_t)at / PAGE * 8)) == sizeof entries);
+    close(pagemap);
+    for (int i = 0; i < N; i++)
+        count += entries[i] >> 61 & 1;
+    return count;
+}
+
+/* Every advice there is, given to merged memory and to memory that never was: the answers are the same, and the bytes. */
+static void any_advice(void) {
+    const int freeing = 8, broken[] = {100, 101}, merging[] = {12, 13};
+    for (int advice = -1; advice <= 110; advice++) {
+        if (advice == broken[0] || advice == broken[1] || advice == merging[0] || advice == merging[1])
+            continue;
+        char *at = merged(N, 13), *plain = map(N);
+        fill(plain, N, 13);
+        errno = 0;
+        int answer = madvise(at + PAGE, 8 * PAGE, advice), error = errno;
+        errno = 0;
+        int plains = madvise(plain + PAGE, 8 * PAGE, advice);
+        if (answer != plains || error != errno)
+            fprintf(stderr, "advice %d: %d %d, not %d %d\n", advice, answer, error, plains, errno);
+        check(answer == plains && error == errno);
+        /* Guarded pages (102) cannot be read until that is taken back (103). */
+        if (advice == 102)
+            check(faults(at + PAGE, 0) && madvise(at, LEN, 103) == 0 && madvise(plain, LEN, 103) == 0);
+        check(advice == freeing || memcmp(at, plain, LEN) == 0);
+        check(munmap(at, LEN) == 0 && munmap(plain, LEN) == 0);
+        wait_merged(0);
+    }
+}
+
 static void going_back(void) {
     char *at = merged(N, 11);
-    check(madvise(at, LEN, 13) == 0);
+    check(in_files(at) == N);
+    /* All of it is done when the call returns. */
+    check(madvise(at, LEN, 13) == 0 && in_files(at) == 0);
     check(is_filled(at, N, 11));
     wait_merged(0);
     /* Plain memory again: of one kind, as far as the app can tell. */
@@ -231,6 +269,7 @@ int main(void) {
     replacing();
     locking();
     forking();
+    any_advice();
     going_back();
     return 0;
 }

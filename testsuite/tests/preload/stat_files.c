@@ -1,6 +1,9 @@
 /* The files in which a process sees its own merging and that of others, opened once and read again and again. */
 #include "kit.h"
+#include <sched.h>
 #include <signal.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 
 #define N 32
@@ -25,6 +28,38 @@ static void until(int fd, const char *contains) {
     }
     fprintf(stderr, "never \"%s\" in:\n%s", contains, text);
     _exit(1);
+}
+
+/* Where the daemon's files and its socket are not to be seen. */
+static int sees_itself_in(const char *directory) {
+    char *at = merged(N, 0x53);
+    char proc[64];
+    snprintf(proc, sizeof proc, "%s/proc", directory);
+    check(unshare(CLONE_NEWNS) == 0 && mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0);
+    check(mount("/proc", proc, NULL, MS_BIND | MS_REC, NULL) == 0);
+    check(chroot(directory) == 0 && chdir("/") == 0);
+    check(merging_pages() == N);
+    int own = open("/proc/self/ksm_stat", O_RDONLY);
+    check(own >= 0);
+    until(own, "ksm_merging_pages 32\n");
+    at[0] = 1;
+    until(own, "ksm_merging_pages 31\n");
+    check(madvise(at, LEN, 13) == 0);
+    until(own, "ksm_merging_pages 0\n");
+    return 0;
+}
+
+static void another_root(void) {
+    char directory[] = "/tmp/stat_files.XXXXXX", proc[64];
+    check(mkdtemp(directory) != NULL);
+    snprintf(proc, sizeof proc, "%s/proc", directory);
+    check(mkdir(proc, 0700) == 0);
+    pid_t pid = fork();
+    check(pid >= 0);
+    if (pid == 0)
+        _exit(sees_itself_in(directory));
+    int status;
+    check(waitpid(pid, &status, 0) == pid && rmdir(proc) == 0 && rmdir(directory) == 0 && status == 0);
 }
 
 int main(void) {
@@ -81,5 +116,6 @@ int main(void) {
         pause_ms(10);
     }
     check(errno == ESRCH);
+    another_root();
     return 0;
 }

@@ -178,6 +178,92 @@ static void forks(char *at) {
     still_merges(at);
 }
 
+/* Many that live for a moment, several at a time: none of them takes long, or anything from the parent. */
+static void many_forks(char *at) {
+    enum { AT_A_TIME = 10 };
+    for (int i = 0; i < 300; i++) {
+        pid_t pids[AT_A_TIME];
+        for (int j = 0; j < AT_A_TIME; j++) {
+            pids[j] = fork();
+            check(pids[j] >= 0);
+            if (pids[j] == 0) {
+                check(is_filled(at, N, 0x20));
+                fill(at, 1, j);
+                _exit(is_filled(at, 1, j) && is_filled(at + PAGE, N - 1, 0x20) ? 0 : 1);
+            }
+        }
+        for (int j = 0; j < AT_A_TIME; j++)
+            check(wait_for(pids[j]) == 0);
+    }
+    check(is_filled(at, N, 0x20));
+    still_merges(at);
+}
+
+/* The kernel's own flag, as a service manager sets it that does not have the library. */
+static void kernels_flag(void) {
+    if (prctl(PR_SET_MEMORY_MERGE, 1, 0, 0, 0) != 0 && errno == EINVAL) {
+        printf("this kernel has no such flag\n");
+        return;
+    }
+    check(prctl(PR_GET_MEMORY_MERGE, 0, 0, 0, 0) == 1);
+    check(setenv("LD_PRELOAD", getenv("LIBRARY"), 1) == 0);
+    execl(self, self, "is-merging", NULL);
+    _exit(9);
+}
+
+/* Whether the kernel would merge any memory of this process. */
+static int kernel_merges(void) {
+    char line[256];
+    int merges = 0;
+    FILE *smaps = fopen("/proc/self/smaps", "re");
+    check(smaps != NULL);
+    while (fgets(line, sizeof line, smaps) != NULL)
+        merges |= strncmp(line, "VmFlags:", 8) == 0 && strstr(line, " mg") != NULL;
+    fclose(smaps);
+    return merges;
+}
+
+static pthread_mutex_t mapping = PTHREAD_MUTEX_INITIALIZER;
+static volatile int is_over;
+
+static void begin_mapping(void) {
+    check(pthread_mutex_lock(&mapping) == 0);
+}
+
+static void end_mapping(void) {
+    check(pthread_mutex_unlock(&mapping) == 0);
+}
+
+static void *maps_and_unmaps(void *unused) {
+    while (!is_over) {
+        begin_mapping();
+        char *at = mmap(NULL, PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        check(at != MAP_FAILED && munmap(at, PAGE) == 0);
+        end_mapping();
+        sched_yield();
+    }
+    return unused;
+}
+
+/* Handlers of a fork that were there before anything merged, and wait for a thread that is changing mappings. */
+static void early_handlers(void) {
+    /* It would wait for ever. */
+    alarm(120);
+    check(pthread_atfork(begin_mapping, end_mapping, end_mapping) == 0);
+    char *at = merged(N, 0x20);
+    pthread_t thread;
+    check(pthread_create(&thread, NULL, maps_and_unmaps, NULL) == 0);
+    for (int i = 0; i < 200; i++) {
+        pid_t pid = fork();
+        check(pid >= 0);
+        if (pid == 0)
+            _exit(is_filled(at, N, 0x20) ? 0 : 1);
+        check(wait_for(pid) == 0);
+    }
+    is_over = 1;
+    check(pthread_join(thread, NULL) == 0);
+}
+
 static void *answer_faults(void *argument) {
     int fd = *(int *)argument;
     struct uffd_msg message;
@@ -286,7 +372,7 @@ static const struct {
     {"descriptors", descriptors}, {"another_user", another_user}, {"another_root", another_root},
     {"namespaces", namespaces},   {"sandbox", sandbox},           {"signals", signals},
     {"forks", forks},             {"own_userfaultfd", own_userfaultfd}, {"stopped", stopped},
-    {"everything", everything}, {"vforks", vforks},
+    {"everything", everything}, {"vforks", vforks}, {"many_forks", many_forks},
 };
 
 int main(int argc, char **argv) {
@@ -298,7 +384,16 @@ int main(int argc, char **argv) {
         fill(at, N, 0x29);
         while (merging_pages() < N)
             pause_ms(5);
+        check(!kernel_merges());
         return is_filled(at, N, 0x29) ? 0 : 1;
+    }
+    if (strcmp(argv[1], "kernels_flag") == 0) {
+        kernels_flag();
+        return 0;
+    }
+    if (strcmp(argv[1], "early_handlers") == 0) {
+        early_handlers();
+        return 0;
     }
     if (strcmp(argv[1], "probes") == 0) {
         probe_for_filters();

@@ -14,16 +14,27 @@ pub fn set(name: &CStr, value: Option<&CStr>) {
     };
 }
 
-/// Whether a variable has this value. Uses no heap: it is asked at the start of every program.
-pub fn has(name: &CStr, value: &CStr) -> bool {
-    // SAFETY: the name is a C string.
-    let found = unsafe { libc::getenv(name.as_ptr()) };
-    // SAFETY: the C library gives a C string, which nobody changes while the program starts.
-    !found.is_null() && unsafe { CStr::from_ptr(found) } == value
-}
-
 /// What a program is told that is to merge all of its memory.
 const SAID: &CStr = c"KSMFS_MEMORY_MERGE=1";
+/// How that begins.
+const FIRST: u8 = SAID.to_bytes()[0];
+
+/// Whether this program is told that it is to merge all of its memory. Asked at the start of every program: so it takes no
+/// page of code or data that is not in use by then.
+pub fn asks_for_merging() -> bool {
+    unsafe extern "C" {
+        static environ: *const *const c_char;
+    }
+    // SAFETY: the C library's variable, which nobody changes while the program starts.
+    let mut strings = Strings(unsafe { environ });
+    strings.any(|string| {
+        // SAFETY: a C string has a first byte.
+        let first = unsafe { string.read() };
+        // SAFETY: it is a C string.
+        first.cast_unsigned() == FIRST && unsafe { CStr::from_ptr(string) } == SAID
+    })
+}
+
 /// Where a program is told of this library.
 const PRELOAD: &[u8] = b"LD_PRELOAD=";
 
@@ -88,23 +99,35 @@ impl Drop for Widened {
 
 /// How many strings there are, and whether one has to be added.
 fn look(strings: *const *const c_char) -> Option<(usize, bool)> {
-    let (mut count, mut loads, mut said) = (0, false, false);
     if strings.is_null() {
         return None;
     }
-    loop {
-        // SAFETY: the app passes an array of strings that ends with a null pointer, which has not come yet.
-        let place = unsafe { strings.add(count) };
-        // SAFETY: as above.
-        let string = unsafe { place.read() };
-        if string.is_null() {
-            return Some((count, loads && !said));
-        }
+    let (mut count, mut loads, mut said) = (0, false, false);
+    for string in Strings(strings) {
         // SAFETY: each is a C string.
         let string = unsafe { CStr::from_ptr(string) }.to_bytes();
         loads |= string.strip_prefix(PRELOAD).is_some_and(names_us);
         said |= string == SAID.to_bytes();
         count += 1;
+    }
+    Some((count, loads && !said))
+}
+
+/// The strings of an environment. Made of null, or of an array of C strings that ends with a null pointer.
+struct Strings(*const *const c_char);
+
+impl Iterator for Strings {
+    type Item = *const c_char;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.0.is_null() {
+            return None;
+        }
+        // SAFETY: the null pointer at the end has not come yet.
+        let string = unsafe { self.0.read() };
+        // SAFETY: as above; it is not gone beyond.
+        self.0 = unsafe { self.0.add(1) };
+        (!string.is_null()).then_some(string)
     }
 }
 

@@ -98,6 +98,32 @@ pub unsafe extern "C" fn clone(
     made
 }
 
+type Handler = Option<unsafe extern "C" fn()>;
+type RegisterAtFork = unsafe extern "C" fn(Handler, Handler, Handler, *mut c_void) -> c_int;
+
+/// What `pthread_atfork(3)` calls: ours are registered before the first of the program's, and so are the last to run before a fork
+/// and the first after it. A handler may wait for a thread that is changing mappings.
+///
+/// # Safety
+/// That of the call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn __register_atfork(
+    before: Handler,
+    in_parent: Handler,
+    in_child: Handler,
+    library: *mut c_void,
+) -> c_int {
+    // SAFETY: the type is that of the function.
+    static NEXT: Next<RegisterAtFork> = unsafe { Next::new(c"__register_atfork") };
+    // Comes by here again. Without memory for it now it is tried again when something is registered.
+    let _ = ksm_client::Client::watch_forks();
+    match NEXT.get() {
+        // SAFETY: the caller's promise is the same.
+        Some(next) => unsafe { next(before, in_parent, in_child, library) },
+        None => libc::ENOSYS,
+    }
+}
+
 /// The environment to pass on.
 fn widened(environment: Strings) -> Widened {
     if mode::merges_any() {
