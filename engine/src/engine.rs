@@ -442,6 +442,7 @@ impl<S: SlotStore> Engine<S> {
             }
             (Purpose::Map(runs), ReportRef::Done { outcomes }) => {
                 self.for_outcomes(mm, runs, outcomes, Self::mapped)?;
+                self.note_unmappable(mm, runs, outcomes);
             }
             (Purpose::Zero(runs), ReportRef::Done { outcomes }) => {
                 self.for_outcomes(mm, runs, outcomes, Self::zeroed)?;

@@ -149,6 +149,7 @@ impl<S: SlotStore> Engine<S> {
                 let Some(mut plan) = self.plans.remove(&mm) else {
                     continue;
                 };
+                let unmappable = self.take_unmappable(mm, &mut plan);
                 if self.mms.get(mm).is_some_and(super::mm::Mm::answers) {
                     // First, for it is waited for: what is donated is copied while the agent maps.
                     self.order_donation(mm, &mut plan.donate);
@@ -162,10 +163,44 @@ impl<S: SlotStore> Engine<S> {
                         self.plans.insert(mm, plan);
                     }
                 } else {
-                    self.lose_plan(mm, plan);
+                    self.lose_plan(mm, plan, Outcome::Lost);
                 }
+                self.lose_plan(mm, unmappable, Outcome::NoMaps);
             }
         }
+    }
+
+    /// A process that has no maps left for some runs will have none for others of that length before the next scan.
+    pub(super) fn note_unmappable(&mut self, mm: MmId, runs: &[PageRun], outcomes: &[OutcomeRun]) {
+        let no_maps = |run: &OutcomeRun| run.outcome == Outcome::NoMaps as u32;
+        let refused = |run: &&PageRun| {
+            let first = outcomes.partition_point(|outcome| outcome.pages().end() <= run.start);
+            let mut within = outcomes[first..].iter();
+            within
+                .by_ref()
+                .take_while(|outcome| outcome.start < run.end())
+                .any(no_maps)
+        };
+        let longest = runs.iter().filter(refused).map(|run| run.len).max();
+        if let (Some(longest), Some(mm)) = (longest, self.mms.get_mut(mm)) {
+            mm.unmappable = mm.unmappable.max(longest);
+        }
+    }
+
+    /// Takes out of a plan what there are no maps for: pages that would be donated in vain, above all.
+    fn take_unmappable(&self, mm: MmId, plan: &mut Plan) -> Plan {
+        let most = self.mms.get(mm).map_or(0, |mm| mm.unmappable);
+        let mut short = Plan::default();
+        if most > 0 {
+            plan.map.sort_unstable();
+            plan.donate.sort_unstable();
+            short.map = take_short_runs(&mut plan.map, most, |(page, slot)| {
+                (*page, u64::from(slot.arena.0) << 32 | u64::from(slot.index))
+            });
+            // Slots are given out in the order of donations.
+            short.donate = take_short_runs(&mut plan.donate, most, |(page, _)| (*page, *page));
+        }
+        short
     }
 
     fn order_maps(
@@ -370,19 +405,19 @@ impl<S: SlotStore> Engine<S> {
         }
         self.lose_donations(mm);
         if let Some(plan) = self.plans.remove(&mm) {
-            self.lose_plan(mm, plan);
+            self.lose_plan(mm, plan, Outcome::Lost);
         }
     }
 
-    fn lose_plan(&mut self, mm: MmId, plan: Plan) {
+    fn lose_plan(&mut self, mm: MmId, plan: Plan, outcome: Outcome) {
         for (_, node) in plan.donate {
-            self.give_up(mm, node, Outcome::Lost);
+            self.give_up(mm, node, outcome);
         }
         for (page, _) in plan.map {
-            self.mapped(ItemRef::new(mm, page), Outcome::Lost);
+            self.mapped(ItemRef::new(mm, page), outcome);
         }
         for (page, _) in plan.refile {
-            self.refiled(ItemRef::new(mm, page), Outcome::Lost);
+            self.refiled(ItemRef::new(mm, page), outcome);
         }
     }
 }
@@ -433,4 +468,30 @@ fn map_runs(pages: &[(u64, u32)]) -> Vec<MapRun> {
         }
     }
     runs
+}
+
+/// Takes out the runs of at most `most` pages, in which page and place both rise by one.
+fn take_short_runs<T>(pages: &mut Vec<T>, most: u64, place: impl Fn(&T) -> (u64, u64)) -> Vec<T> {
+    let follows = |last: &T, next: &T| {
+        let (page, at) = place(last);
+        place(next) == (page + 1, at + 1)
+    };
+    let (mut short, mut long) = (Vec::new(), Vec::new());
+    let mut rest = std::mem::take(pages).into_iter().peekable();
+    while let Some(first) = rest.next() {
+        let mut run = vec![first];
+        while let Some(next) =
+            rest.next_if(|next| run.last().is_some_and(|last| follows(last, next)))
+        {
+            run.push(next);
+        }
+        let kept = if run.len() as u64 > most {
+            &mut long
+        } else {
+            &mut short
+        };
+        kept.append(&mut run);
+    }
+    *pages = long;
+    short
 }

@@ -40,6 +40,8 @@ pub(crate) struct Mm {
     pub(crate) sums_up: bool,
     /// A donation is on its way; the peer has one buffer.
     pub(crate) donating: bool,
+    /// The longest run that there was no map for since the scan began; 0 if there was none.
+    pub(crate) unmappable: u64,
     pub(crate) huge_pages: HugePages,
     /// How often a page was not merged, by outcome.
     pub(crate) reasons: [u64; OUTCOMES],
@@ -66,6 +68,7 @@ impl Mm {
             reach: VISIT_PAGES,
             sums_up: true,
             donating: false,
+            unmappable: 0,
             huge_pages: HugePages::default(),
             reasons: [0; OUTCOMES],
             would_merge: 0,

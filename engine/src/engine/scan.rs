@@ -154,6 +154,7 @@ impl<S: SlotStore> Engine<S> {
         self.count_tracked();
         for mm in self.mms.iter_mut() {
             mm.forgive(self.now);
+            mm.unmappable = 0;
         }
         self.forget_huge_pages();
         self.list.start();
