@@ -1,4 +1,5 @@
 //! A process that has no maps left is asked for little until the next scan.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use ksm_engine::arena::MemfdStore;
 use ksm_engine::digest::Salt;

@@ -69,6 +69,58 @@ fn the_last_quarter_of_the_map_table_is_the_apps() {
     workers.iter_mut().for_each(Worker::verify);
 }
 
+/// `vm.max_map_count`, set back when it is dropped.
+struct MapLimit(String);
+
+impl MapLimit {
+    const FILE: &str = "/proc/sys/vm/max_map_count";
+
+    fn set(value: usize) -> Self {
+        let old = std::fs::read_to_string(Self::FILE).expect("a kernel setting");
+        std::fs::write(Self::FILE, value.to_string()).expect("root");
+        Self(old)
+    }
+}
+
+impl Drop for MapLimit {
+    fn drop(&mut self) {
+        std::fs::write(Self::FILE, &self.0).expect("root");
+    }
+}
+
+/// Every other page of 4 GiB in one process is equal to one that is 2 GiB away. With the kernel's usual number of maps as many merge
+/// as these allow, the app can still map, and the reason for the others is said; with more maps all of them merge.
+#[test]
+#[ignore = "takes 6 GiB and a minute or two"]
+fn four_gib_of_single_equal_pages_merge_as_far_as_maps_allow() {
+    const PAGES: usize = 1 << 20;
+    const USUAL: usize = 65530;
+    let usual = MapLimit::set(USUAL);
+    let daemon = Daemon::start(KIT);
+    let mut worker = Worker::start(KIT, &daemon.socket(), 0, PAGES);
+    worker.ask(&format!("fill 0 {PAGES} twins"));
+    daemon.scan_fast();
+    // Two maps for each; the last quarter is the app's, and the last eighth of the others is for longer runs.
+    let possible = (USUAL - USUAL / 4) / 8 * 7 / 2;
+    until_true("as many to merge as may", || {
+        worker.merged() + 64 > possible
+    });
+    daemon.wait_scans(2);
+    let merged = worker.merged();
+    let held_back = worker.ask("held-back-by-maps");
+    let left: usize = worker.ask("fill-maps").parse().expect("a number");
+    println!(
+        "{merged} pages merged with {USUAL} maps, {left} of them left, {held_back} times held back"
+    );
+    assert!(left * 5 >= USUAL, "{left} maps were left to the app");
+    assert_ne!(held_back, "0");
+    worker.ask("let-go");
+    drop(usual);
+    let _more = MapLimit::set(2_883_584);
+    until_true("all to merge", || worker.merged() == PAGES / 2);
+    worker.verify();
+}
+
 #[test]
 fn a_full_descriptor_table_does_not_matter() {
     let daemon = Daemon::start(KIT);

@@ -75,6 +75,11 @@ impl Worker {
                 let seed: u64 = number(seed)?;
                 self.fill(range(start, count)?, |page| (seed << 32) + page as u64 + 1)
             }
+            ["fill", start, count, "twins"] => {
+                let pages = range(start, count)?;
+                let (first, half) = (pages.start, pages.len() / 2);
+                self.fill(pages, |page| twin(page - first, half))
+            }
             ["verify"] => self.verify(),
             ["merged"] => merged_pages().map(|pages| pages.to_string()),
             ["discard", start, count] => {
@@ -202,4 +207,11 @@ fn number<T: std::str::FromStr>(word: &str) -> Result<T, String> {
 fn range(start: &str, count: &str) -> Result<Range<usize>, String> {
     let start = number(start)?;
     Ok(start..start + number::<usize>(count)?)
+}
+
+/// Every other page is equal to the one `half` pages before or behind it, and to no other.
+fn twin(page: usize, half: usize) -> u64 {
+    let single = page % 2 == 1;
+    let number = if single { page } else { page % half };
+    1 << 50 | u64::from(single) << 49 | number as u64
 }
