@@ -169,8 +169,11 @@ impl<'a> Held<'a> {
             if moved > 0 {
                 continue;
             }
+            if errno == Errno::EXIST {
+                self.fetch_home(i);
+            }
             let refused = match errno {
-                Errno::AGAIN | Errno::INTR if tries < TRIES => {
+                Errno::AGAIN | Errno::INTR | Errno::EXIST if tries < TRIES => {
                     tries += 1;
                     continue;
                 }
@@ -179,7 +182,7 @@ impl<'a> Held<'a> {
                     most = len / 2;
                     continue;
                 }
-                Errno::BUSY | Errno::AGAIN => Outcome::Pinned,
+                Errno::BUSY | Errno::AGAIN | Errno::EXIST => Outcome::Pinned,
                 Errno::NOENT => Outcome::Gone,
                 Errno::INVAL => Outcome::Unsuitable,
                 Errno::NOMEM => Outcome::NoMemory,
@@ -190,6 +193,13 @@ impl<'a> Held<'a> {
             }
             i += 1;
         }
+    }
+
+    /// The kernel says that something is in the place that a page was to be moved to. Nothing was: each place is used once. So it
+    /// is the page itself. Linux 6.18 moves a page that is just being migrated, tries again, and finds what it has done.
+    fn fetch_home(&self, index: usize) {
+        let from = self.quarantine.run().start + (self.at + index) as u64;
+        give_back_page(self.gear.uffd, from, self.pages.part(index as u64, 1));
     }
 
     /// Which pages are held.

@@ -41,6 +41,8 @@ pub enum Fault {
     Error(Errno),
     /// One page is done, and the call says so.
     Partial,
+    /// One page is moved, and the call says that it was not: Linux 6.18 does that when the page is being migrated.
+    Denied,
 }
 
 /// `MADV_COLD`.
@@ -61,6 +63,16 @@ const PAGE_BY_PAGE: [Fault; 7] = [
     ANY[4],
     ANY[5],
     Fault::Partial,
+];
+const TAKING: [Fault; 8] = [
+    ANY[0],
+    ANY[1],
+    ANY[2],
+    ANY[3],
+    ANY[4],
+    ANY[5],
+    Fault::Partial,
+    Fault::Denied,
 ];
 /// Where pages are given back, "nothing is there" and "somebody is at home" are not failures but what the kernel knows
 /// of the memory, and the agent goes by it.
@@ -113,7 +125,8 @@ impl Kind {
 
     pub fn faults(self) -> &'static [Fault] {
         match self {
-            Self::Take | Self::ZeroPage | Self::Readv => &PAGE_BY_PAGE,
+            Self::Take => &TAKING,
+            Self::ZeroPage | Self::Readv => &PAGE_BY_PAGE,
             Self::GiveBack => &GIVING_BACK,
             // The kernel's own list for this call.
             Self::Copy => &ANY[..2],
@@ -159,6 +172,7 @@ impl Plan {
             _ if !meant => None,
             Fault::Error(errno) => Some(Answer::Fail(errno)),
             Fault::Partial => call.do_one_page(kind),
+            Fault::Denied => call.move_one_and_deny_it(),
         }
     }
 }

@@ -137,20 +137,28 @@ impl Call {
     pub fn do_one_page(&self, kind: Kind) -> Option<Answer> {
         match kind {
             // dst, src, len, mode, done.
-            Kind::Take | Kind::GiveBack => self.do_in_part(2, 4),
+            Kind::Take | Kind::GiveBack => self.do_in_part(2, 4, 2 * PAGE_SIZE as u64),
             // start, len, mode, done.
-            Kind::ZeroPage => self.do_in_part(1, 3),
+            Kind::ZeroPage => self.do_in_part(1, 3, 2 * PAGE_SIZE as u64),
             Kind::Readv => self.read_one_page(),
             _ => None,
         }
     }
 
-    fn do_in_part(&self, length: usize, done: usize) -> Option<Answer> {
+    /// Moves the first page, and says that there was one already where it is now.
+    pub fn move_one_and_deny_it(&self) -> Option<Answer> {
+        self.do_in_part(2, 4, PAGE_SIZE as u64)?;
+        let nothing = i64::from(Errno::EXIST.raw_os_error());
+        self.set_word(4, (-nothing).cast_unsigned());
+        Some(Answer::Fail(Errno::EXIST))
+    }
+
+    fn do_in_part(&self, length: usize, done: usize, least: u64) -> Option<Answer> {
         let mut argument = [0; 5];
         for (index, word) in argument.iter_mut().enumerate().take(done + 1) {
             *word = self.word(index);
         }
-        if argument[length] <= PAGE_SIZE as u64 {
+        if argument[length] < least {
             return None;
         }
         argument[length] = PAGE_SIZE as u64;
