@@ -42,6 +42,33 @@ fn who_was_asked_to_be_brief_may_sum_up() {
     assert_eq!(sum_up(|_| ()), (true, Ok(())));
 }
 
+/// Its app was in the way all the time. That is nobody's fault, and the pages are looked at in the next scan.
+#[test]
+fn an_agent_that_could_look_at_nothing_is_believed() {
+    let mut engine = Engine::new(MemfdStore::new(), [7; 32]);
+    engine.write(KsmFile::Run, b"1").unwrap();
+    let mm = engine.add_mm(DomainId(1)).unwrap();
+    engine.register(mm, PageRun { start: 16, len: 8 });
+    let mut visits = 0;
+    for seconds in 1..10 {
+        engine.advance(Duration::from_secs(seconds));
+        while let Some((mm, id, order)) = engine.take_order() {
+            let Order::Visit { range, .. } = order else {
+                panic!("{order:?}");
+            };
+            visits += 1;
+            let report = ReportRef::Visited {
+                end: range.start,
+                zero_pages: 0,
+                runs: &[],
+                digests: &[],
+            };
+            assert_eq!(engine.report(mm, id, &report, &Nothing), Ok(()));
+        }
+    }
+    assert!(visits > 1 && engine.full_scans() > 1);
+}
+
 /// Each page has its node in it then.
 #[test]
 fn where_nodes_matter_nothing_may_be_summed_up() {

@@ -56,7 +56,12 @@ impl Headroom {
 
     /// Looks again where that is due. To be called while nothing is held.
     pub fn refresh(&mut self) {
-        if self.counted.elapsed() < self.good_for {
+        // An estimate that says no may be too high, for it knows nothing of mappings that went.
+        let good_for = match self.allows_run(1) {
+            true => self.good_for,
+            false => self.good_for / 10,
+        };
+        if self.counted.elapsed() < good_for {
             return;
         }
         let start = Instant::now();

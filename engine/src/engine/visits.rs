@@ -252,6 +252,11 @@ impl<S: SlotStore> Engine<S> {
             *outcome = VisitOutcome::Failed;
             return Err(ReportError::WrongPages);
         }
+        if report.end == range.start && report.runs.is_empty() {
+            // Its app was in the way.
+            *outcome = VisitOutcome::Failed;
+            return Ok(());
+        }
         let progress = report.end > range.start && report.end <= range.end();
         let looked_at = PageRun::between(range.start, report.end);
         if !progress || !is_ascending(looked_at, &report.runs) {
