@@ -57,6 +57,11 @@ fn a_fork_in_the_middle_of_merging_finds_no_holes() {
             // The parent waits for the child in `in_fork`, so its side of the fork comes late; no harm.
             space.unlock_parent();
             forks += 1;
+            // The lock is nobody's for a while, or the merging would hardly ever get it.
+            let free = Instant::now();
+            while free.elapsed() < Duration::from_micros(forks * 97 % 400) {
+                std::hint::spin_loop();
+            }
         }
         stop.store(true, Ordering::Relaxed);
         assert!(fine, "a child read something else");
