@@ -55,29 +55,6 @@ const ANY: [Fault; 6] = [
     Fault::Error(Errno::NOENT),
     Fault::Error(Errno::INVAL),
 ];
-const PAGE_BY_PAGE: [Fault; 7] = [
-    ANY[0],
-    ANY[1],
-    ANY[2],
-    ANY[3],
-    ANY[4],
-    ANY[5],
-    Fault::Partial,
-];
-const TAKING: [Fault; 8] = [
-    ANY[0],
-    ANY[1],
-    ANY[2],
-    ANY[3],
-    ANY[4],
-    ANY[5],
-    Fault::Partial,
-    Fault::Denied,
-];
-/// Where pages are given back, "nothing is there" and "somebody is at home" are not failures but what the kernel knows
-/// of the memory, and the agent goes by it.
-const GIVING_BACK: [Fault; 6] = [ANY[0], ANY[1], ANY[2], ANY[3], ANY[5], Fault::Partial];
-
 impl Kind {
     fn of(call: &Call, app: PageRun) -> Option<Self> {
         let kind = match i64::from(call.number) {
@@ -123,17 +100,24 @@ impl Kind {
         Some(kind)
     }
 
-    pub fn faults(self) -> &'static [Fault] {
+    pub fn faults(self) -> Vec<Fault> {
+        let mut faults = ANY.to_vec();
         match self {
-            Self::Take => &TAKING,
-            Self::ZeroPage | Self::Readv => &PAGE_BY_PAGE,
-            Self::GiveBack => &GIVING_BACK,
+            Self::Take => faults.extend([Fault::Partial, Fault::Denied]),
+            Self::ZeroPage | Self::Readv => faults.push(Fault::Partial),
+            // Where pages are given back, "nothing is there" and "somebody is at home" are not failures but what the kernel
+            // knows of the memory, and the agent goes by it.
+            Self::GiveBack => {
+                faults.retain(|fault| *fault != Fault::Error(Errno::NOENT));
+                faults.push(Fault::Partial);
+            }
             // The kernel's own list for this call.
-            Self::Copy => &ANY[..2],
+            Self::Copy => faults.truncate(2),
             // `EINVAL` is an answer here.
-            Self::AskLocked => &ANY[..5],
-            _ => &ANY,
+            Self::AskLocked => faults.truncate(5),
+            _ => {}
         }
+        faults
     }
 }
 

@@ -213,10 +213,10 @@ fn fail_everywhere(times: usize) {
         let before = injected;
         // What fails several times in a row is what lacks memory or is in the way for a moment.
         let passing = [Errno::NOMEM, Errno::AGAIN].map(Fault::Error);
-        let faults = kind.faults().iter();
+        let faults = kind.faults().into_iter();
         for fault in faults.filter(|fault| times == 1 || passing.contains(fault)) {
             for at in 0..count {
-                let plan = Plan::new(kind, at, times, *fault);
+                let plan = Plan::new(kind, at, times, fault);
                 let failed;
                 (scene, _, failed) = live(scene, plan);
                 lives += 1;
