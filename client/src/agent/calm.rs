@@ -18,7 +18,7 @@ use super::report::ReportBuffer;
 use super::visit::is_ordinary;
 use crate::space::Tables;
 use crate::space::states::{Flags, States};
-use crate::sys::pagemap::{PageIs, Pagemap};
+use crate::sys::pagemap::{Found, PageIs, Pagemap};
 use crate::sys::remap::{AppPages, populate_read};
 use crate::sys::uffd::{Uffd, Wait};
 use ksm_engine::page::PageRun;
@@ -183,9 +183,10 @@ impl Tracker<'_> {
     /// Where there is something to protect first: the chunk of a page that is there, or of which anything is known.
     pub(super) fn first_chunk(&self, states: &States, within: PageRun) -> Option<u64> {
         let known = states.first(within);
-        let there = known.map_or(within, |page| PageRun::between(within.start, page));
-        let found = self.pagemap.scan(there, 1).ok();
-        let there = found.and_then(|found| found.runs().next().map(|(run, _)| run.start));
+        let before = known.map_or(within, |page| PageRun::between(within.start, page));
+        let found = (before.len > 0).then(|| self.pagemap.scan(before, 1).ok());
+        let there = found.flatten();
+        let there = there.and_then(|found| found.runs().next().map(|(run, _)| run.start));
         there.or(known).map(|page| page / CHUNK * CHUNK)
     }
 
@@ -203,34 +204,33 @@ impl Tracker<'_> {
             }
             is_ours
         };
+        let mut there: Option<Found> = None;
         let mut at = chunk.start;
         while let Some((run, kind)) = calm_run(&tables.states, PageRun::between(at, chunk.end())) {
             at = run.end();
-            if kind == Kind::New {
-                let mut there = self.ordinary_runs(run);
-                if !there.all(|run| protect(run, kind)) {
+            if kind != Kind::New {
+                if !protect(run, kind) {
                     return false;
                 }
-            } else if !protect(run, kind) {
+                continue;
+            }
+            // Asked for the rest of the chunk, however many holes it has; again where the answer had no room for all.
+            if there.as_ref().is_none_or(|found| found.end() <= run.start) {
+                there = self
+                    .pagemap
+                    .scan(PageRun::between(run.start, chunk.end()), CHUNK)
+                    .ok();
+            }
+            let found = there.iter().flat_map(Found::runs);
+            let mut new = found
+                .filter(|(_, is)| is_ordinary(*is) && !is.contains(PageIs::HUGE))
+                .filter_map(|(found, _)| found.intersection(run));
+            // What is not there would get an entry in the page table, and a huge page would be split when it is written to.
+            if !new.all(|run| protect(run, kind)) {
                 return false;
             }
         }
         true
-    }
-
-    /// Pages that are there and can be protected as they are: what is not there would get an entry in the page table, and a
-    /// huge page would be split when it is written to.
-    fn ordinary_runs(&self, run: PageRun) -> impl Iterator<Item = PageRun> + use<> {
-        let found = self.pagemap.scan(run, run.len).ok();
-        let mut rest = run;
-        std::iter::from_fn(move || {
-            let mut runs = found.as_ref()?.runs();
-            let (run, _) = runs.find(|(run, is)| {
-                run.start >= rest.start && is_ordinary(*is) && !is.contains(PageIs::HUGE)
-            })?;
-            rest = PageRun::between(run.end(), rest.end());
-            Some(run)
-        })
     }
 
     /// Whether the pages of the chunk at `page` are to be read whatever the kernel says.

@@ -69,9 +69,6 @@ impl<S: SlotStore> Engine<S> {
         let each = outcomes
             .iter()
             .flat_map(|run| (0..run.len).map(|_| run.outcome));
-        if self.mms.get(id).is_none() {
-            return Ok(());
-        }
         let outcomes: Vec<_> = each
             .map(|outcome| Outcome::from_number(outcome).unwrap_or(Outcome::Failed))
             .collect();
