@@ -6,9 +6,11 @@
 //! `parking_lot` or `std` keeps its queue in the app's heap or in thread-local storage, which the agent must not touch.
 //!
 //! The agent takes it for one bounded step at a time, and lets app threads that wait go first, but only for a
-//! moment: they may be stopped while they wait.
+//! moment: they may be stopped while they wait. App threads that take it again as soon as they have let go leave the agent no
+//! moment to come between; so when it has waited for long, whoever comes lets it go first, and for a moment only as well: it may
+//! be dead.
 
-use crate::word::{AtomicU32, Ordering, wait, wake};
+use crate::word::{AtomicU32, Ordering, wait, wake, wake_all};
 use std::time::{Duration, Instant};
 #[cfg(not(loom))]
 use zerocopy::FromZeros;
@@ -21,6 +23,10 @@ const HOLDER: u32 = 3;
 const WAITERS: u32 = 4;
 /// How long the agent lets waiting app threads go first.
 const COURTESY: Duration = Duration::from_millis(1);
+/// When the agent has waited for so long it is its turn: at once in a model, where no time passes.
+const LONG: Duration = Duration::from_millis(if cfg!(loom) { 0 } else { 4 });
+/// How long an app thread leaves it to the agent then.
+const TURN: Duration = Duration::from_millis(10);
 
 /// Who holds the lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,11 +46,17 @@ pub struct FutexLock {
     word: AtomicU32,
     /// App threads that wait; the agent steps back for them.
     app_waiting: AtomicU32,
+    /// Not 0: the agent goes before whoever does not wait yet.
+    agents_turn: AtomicU32,
 }
 
 impl FutexLock {
     /// Takes it for an app thread.
     pub fn acquire(&self) {
+        if self.agents_turn.load(Ordering::Relaxed) != 0 {
+            wait(&self.agents_turn, 1, Some(TURN));
+            self.agents_turn.store(0, Ordering::Relaxed);
+        }
         if self.try_take(APP) {
             return;
         }
@@ -61,7 +73,22 @@ impl FutexLock {
         if waiting > 0 {
             wait(&self.app_waiting, waiting, Some(COURTESY));
         }
-        self.try_take(AGENT) || self.wait_and_take(AGENT, Some(Instant::now() + patience))
+        if self.try_take(AGENT) {
+            return true;
+        }
+        let now = Instant::now();
+        if self.wait_and_take(AGENT, Some(now + patience.min(LONG))) {
+            return true;
+        }
+        self.agents_turn.store(1, Ordering::Relaxed);
+        let taken = self.wait_and_take(AGENT, Some(now + patience));
+        self.end_agents_turn();
+        taken
+    }
+
+    fn end_agents_turn(&self) {
+        self.agents_turn.store(0, Ordering::Relaxed);
+        wake_all(&self.agents_turn);
     }
 
     /// Lets go.
@@ -82,6 +109,7 @@ impl FutexLock {
 
     /// Makes an app thread the holder in place of an agent that is dead; false if the agent did not hold it.
     pub fn inherit(&self) -> bool {
+        self.end_agents_turn();
         let take = |word| (word & HOLDER == AGENT).then_some(word & WAITERS | APP);
         self.word
             .fetch_update(Ordering::Acquire, Ordering::Relaxed, take)
@@ -97,6 +125,7 @@ impl FutexLock {
     /// In a child after a fork: held by the only thread there is, waited for by nobody.
     pub fn reset_held(&self) {
         self.app_waiting.store(0, Ordering::Relaxed);
+        self.agents_turn.store(0, Ordering::Relaxed);
         self.word.store(APP, Ordering::Relaxed);
     }
 
@@ -106,6 +135,7 @@ impl FutexLock {
         Self {
             word: AtomicU32::new(self.word.load(Ordering::Relaxed)),
             app_waiting: AtomicU32::new(self.app_waiting.load(Ordering::Relaxed)),
+            agents_turn: AtomicU32::new(self.agents_turn.load(Ordering::Relaxed)),
         }
     }
 
@@ -236,6 +266,54 @@ mod tests {
         assert_eq!(lock.holder(), Some(Side::App));
         lock.release();
         assert!(lock.acquire_as_agent(Duration::from_millis(20)));
+    }
+
+    /// How often out of 20 the agent gets it, from so many threads that have it nearly all the time.
+    fn taken_from(threads: usize) -> usize {
+        let shared = Arc::new((lock(), AtomicU32::new(0)));
+        let hog = |shared: Arc<(FutexLock, AtomicU32)>| {
+            while shared.1.load(Ordering::Relaxed) == 0 {
+                shared.0.acquire();
+                let until = Instant::now() + Duration::from_micros(300);
+                while Instant::now() < until {
+                    std::hint::spin_loop();
+                }
+                shared.0.release();
+            }
+        };
+        let hogs: Vec<_> = std::iter::repeat_with(|| Arc::clone(&shared))
+            .take(threads)
+            .map(|shared| std::thread::spawn(move || hog(shared)))
+            .collect();
+        let takes = |_: &i32| {
+            let taken = shared.0.acquire_as_agent(Duration::from_millis(20));
+            if taken {
+                shared.0.release();
+            }
+            taken
+        };
+        let taken = (0..20).filter(takes).count();
+        shared.1.store(1, Ordering::Relaxed);
+        for hog in hogs {
+            hog.join().expect("it does not panic");
+        }
+        taken
+    }
+
+    #[test]
+    fn an_app_that_takes_it_again_and_again_does_not_keep_the_agent_from_it() {
+        let taken = [2, 4, 2, 4, 2, 4].map(taken_from);
+        // Half of them: the machine may have other things to do.
+        assert!(taken.iter().all(|taken| *taken >= 10), "{taken:?} of 20");
+    }
+
+    #[test]
+    fn an_agent_that_never_takes_its_turn_holds_up_the_app_once() {
+        let lock = lock();
+        lock.agents_turn.store(1, Ordering::Relaxed);
+        lock.acquire();
+        assert_eq!(lock.agents_turn.load(Ordering::Relaxed), 0);
+        lock.release();
     }
 
     #[test]

@@ -27,7 +27,7 @@ macro_rules! sources {
 
 sources! {
     lock journal tickets told
-    lock_without_waiters_bit lock_taken_without_waiters_bit lock_after_death_as_always lock_kept_by_child
+    lock_without_waiters_bit lock_taken_without_waiters_bit lock_after_death_as_always lock_kept_by_child lock_with_the_turn_of_the_dead
     journal_stage_first tickets_read_late told_by_everybody
 }
 
