@@ -2,7 +2,7 @@
 
 use super::huge::HugePages;
 use super::items::ItemTable;
-use crate::order::VISIT_PAGES;
+use crate::order::{MAX_RUNS, VISIT_PAGES};
 use crate::page::{DomainId, MmId, PageRun, UserId};
 use crate::wire::OUTCOMES;
 use std::time::Duration;
@@ -136,11 +136,35 @@ impl Mm {
             .is_some_and(|region| region.contains(page))
     }
 
-    /// The mergeable pages at or after `page`: the rest of the region it is in, or the next region.
-    pub(crate) fn mergeable_from(&self, page: u64) -> Option<PageRun> {
+    /// Whether all pages of `run` are mergeable.
+    pub(crate) fn covers(&self, run: PageRun) -> bool {
+        let at = self
+            .regions
+            .partition_point(|region| region.end() <= run.start);
+        self.regions
+            .get(at)
+            .is_some_and(|region| region.intersection(run) == Some(run))
+    }
+
+    /// From the first mergeable page at or after `page`, regions that lie close together: not many, and `len` pages at most
+    /// with what is between them.
+    pub(crate) fn stretch_from(&self, page: u64, len: u64) -> Option<PageRun> {
         let at = self.regions.partition_point(|region| region.end() <= page);
-        let region = self.regions.get(at)?;
-        Some(PageRun::between(region.start.max(page), region.end()))
+        let start = self.regions.get(at)?.start.max(page);
+        let within = PageRun { start, len };
+        let near = self.regions.iter().skip(at).take(MAX_RUNS);
+        let end = near.map_while(|region| Some(region.intersection(within)?.end()));
+        Some(PageRun::between(start, end.last()?))
+    }
+
+    /// How many pages of `range` are mergeable.
+    pub(crate) fn mergeable_within(&self, range: PageRun) -> u64 {
+        let at = self
+            .regions
+            .partition_point(|region| region.end() <= range.start);
+        let near = self.regions.iter().skip(at);
+        near.map_while(|region| Some(region.intersection(range)?.len))
+            .sum()
     }
 }
 
@@ -299,9 +323,18 @@ mod tests {
         mm.remove_region(run(15, 5));
         assert_eq!(mm.regions, [run(10, 5), run(20, 20)]);
         assert!(mm.is_mergeable(14) && !mm.is_mergeable(15) && mm.is_mergeable(20));
-        assert_eq!(mm.mergeable_from(12), Some(run(12, 3)));
-        assert_eq!(mm.mergeable_from(15), Some(run(20, 20)));
-        assert_eq!(mm.mergeable_from(40), None);
+        for (page, len, stretch, mergeable) in [
+            (12, 3, run(12, 3), 3),
+            (12, 8, run(12, 3), 3),
+            (12, 9, run(12, 9), 4),
+            (12, 100, run(12, 28), 23),
+            (15, 5, run(20, 5), 5),
+        ] {
+            assert_eq!(mm.stretch_from(page, len), Some(stretch));
+            assert_eq!(mm.mergeable_within(stretch), mergeable);
+        }
+        assert_eq!(mm.stretch_from(40, 100), None);
+        assert!(mm.covers(run(11, 4)) && !mm.covers(run(11, 5)) && !mm.covers(run(12, 20)));
     }
 
     #[test]

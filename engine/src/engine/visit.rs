@@ -42,6 +42,16 @@ impl<S: SlotStore> Engine<S> {
             let Some(state) = run.found() else {
                 continue;
             };
+            if let Some(mm) = self.mms.get_mut(id)
+                && !mm.covers(run.pages())
+            {
+                // Taken out meanwhile, or put in and not said yet.
+                mm.items.each_within(run.pages(), RmapItem::doubt);
+                if state == VisitState::Calm {
+                    digests.by_ref().take(run.len as usize).for_each(drop);
+                }
+                continue;
+            }
             if state == VisitState::Unchanged {
                 passed += self.pass_unchanged(id, run.pages());
                 continue;

@@ -151,21 +151,18 @@ impl<S: SlotStore> Engine<S> {
                 return false;
             };
             let page = self.list.page;
-            let rest = self
+            let next = self
                 .mms
                 .get(id)
                 .filter(|mm| self.is_asked(mm))
-                .and_then(|mm| Some((mm.mergeable_from(page)?, mm.stride)));
-            let Some((rest, stride)) = rest else {
-                self.steps.push_back(Step::End(id));
-                self.list.next_mm();
-                continue;
-            };
-            let range = PageRun {
-                start: rest.start,
-                len: rest.len.min(stride),
-            };
-            self.plan_visit(id, range, budget);
+                .and_then(|mm| mm.stretch_from(page, mm.stride));
+            match next {
+                Some(range) => self.plan_visit(id, range, budget),
+                None => {
+                    self.steps.push_back(Step::End(id));
+                    self.list.next_mm();
+                }
+            }
         }
     }
 
@@ -184,13 +181,12 @@ impl<S: SlotStore> Engine<S> {
                 range = PageRun::between(range.start, last.end());
             }
         }
-        let (most, sums_up) = self
-            .mms
-            .get(id)
-            .map_or((VISIT_PAGES, false), |mm| (mm.reach, mm.sums_up));
+        let (most, sums_up, mergeable) = self.mms.get(id).map_or((VISIT_PAGES, false, 0), |mm| {
+            (mm.reach, mm.sums_up, mm.mergeable_within(range))
+        });
         let limit = most.min(u32::try_from(budget).unwrap_or(u32::MAX));
-        let reserved = u64::from(limit).min(range.len);
-        let bounded = range.len > u64::from(limit);
+        let reserved = u64::from(limit).min(mergeable);
+        let bounded = mergeable > u64::from(limit);
         if !bounded {
             self.list.page = range.end();
         }

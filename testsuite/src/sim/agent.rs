@@ -273,7 +273,10 @@ impl Process {
                 .pages
                 .get(&page)
                 .filter(|page| !matches!(page, Page::ReadOnce | Page::Zeroed));
-            let there = there.filter(|_| self.mergeable.contains(&page));
+            if !self.mergeable.contains(&page) {
+                // What is summed up lies in one region.
+                return None;
+            }
             let shared = if self.shares_frame(page) {
                 FRAME_SHARED
             } else {
