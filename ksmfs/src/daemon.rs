@@ -52,8 +52,6 @@ const INBOX: u64 = 1;
 const SEALED: u64 = 2;
 const EMPTIED: u64 = 3;
 const FIRST_PEER: u64 = 4;
-/// That of ksmd.
-const NICENESS: i32 = 5;
 /// The most descriptors that the kernel lets a message carry.
 const MOST_DESCRIPTORS: usize = 253;
 /// In the token of what becomes readable when a peer's app has ended.
@@ -233,8 +231,6 @@ impl Daemon {
 
     /// Runs until [`Request::Stop`].
     pub fn run(mut self) {
-        // Of this thread only, as ksmd and the agents: whoever has work of his own goes first.
-        let _ = rustix::process::nice(NICENESS);
         let mut buffer = Box::new(MessageBuffer([0; MAX_MESSAGE]));
         let mut trimmer = sys::Trimmer::new();
         loop {
