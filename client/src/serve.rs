@@ -4,6 +4,7 @@
 //! with the lock of its heap held: nothing here may use the heap, a lock of the app or a logger, or panic.
 
 mod handing_in;
+mod telling;
 
 use crate::agent::kept::Kept;
 use crate::agent::{Agent, View};
@@ -11,7 +12,6 @@ use crate::desk::Desk;
 use crate::link::{Link, Welcome};
 use crate::link_state::LinkState;
 use crate::presence::Presence;
-use crate::space::notices::Notice;
 use crate::steward::{Backoff, connect};
 use crate::sys::loads;
 use crate::sys::read::Reading;
@@ -26,11 +26,11 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Resource, Rlimit, Signal};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
+use telling::{Telling, Told};
 
 /// Lower than the app's, as ksmd's is.
 const NICENESS: i32 = 5;
-/// A wake-up may come while the app holds the lock of what is to be sent: looked again so often, in such intervals.
-const LOOKS: u32 = 5;
+/// While the app holds the lock of what is to be sent it is looked again in such intervals.
 const LOOK: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 100_000_000,
@@ -59,8 +59,6 @@ pub struct Commission<'a> {
     pub salt: Salt,
     /// Room to work in.
     pub desk: &'a mut Desk,
-    /// What the daemon knows of [`Presence::merges_any`].
-    pub told_merges_any: bool,
 }
 
 /// What tells the agent to do something, or to end.
@@ -165,26 +163,27 @@ impl Commission<'_> {
         kept: &mut Kept,
         calls: &Calls,
     ) -> LinkState {
-        let mut looks = 0;
-        self.told_merges_any = false;
-        let first = handing_in::hand_in(self.presence.space, link, kept, &mut self.desk.outgoing)
-            .and_then(|()| self.send_notices(link));
-        if let Err(state) =
-            first.and_then(|()| link.send(&ToDaemon::AllSaid, &mut self.desk.outgoing))
-        {
+        let mut telling = Telling::new(self.presence);
+        let outgoing = &mut self.desk.outgoing;
+        let first = handing_in::hand_in(self.presence.space, link, kept, outgoing)
+            .and_then(|()| telling.tell_all(link, outgoing));
+        if let Err(state) = first.and_then(|()| link.send(&ToDaemon::AllSaid, outgoing)) {
             return state;
         }
         loop {
             if self.is_dismissed(calls) {
                 return LinkState::Starting;
             }
-            if let Err(state) = self.send_notices(link) {
-                return state;
-            }
+            let told = match telling.tell(link, &mut self.desk.outgoing) {
+                Ok(told) => told,
+                Err(state) => return state,
+            };
             match self.follow(link, agent, kept) {
                 Err(state) => return state,
-                Ok(true) => continue,
-                Ok(false) => handing_in::let_go_of_empty(self.presence.space, kept),
+                Ok(false) if told != Told::Some => {
+                    handing_in::let_go_of_empty(self.presence.space, kept);
+                }
+                Ok(_) => continue,
             }
             let mut watched = [
                 PollFd::new(link, PollFlags::IN),
@@ -192,9 +191,8 @@ impl Commission<'_> {
                 PollFd::new(self.dismissal, PollFlags::IN),
                 PollFd::new(&calls.orphaned, PollFlags::IN),
             ];
-            let timeout = (looks > 0).then_some(&LOOK);
+            let timeout = (told == Told::InTheWay).then_some(&LOOK);
             match poll(&mut watched, timeout) {
-                Ok(0) => looks -= 1,
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return LinkState::Failed(errno),
             }
@@ -202,28 +200,8 @@ impl Commission<'_> {
                 let mut signals = [0; 128];
                 // Only empties it.
                 let _ = rustix::io::read(&calls.wake, &mut signals);
-                looks = LOOKS;
             }
         }
-    }
-
-    /// Tells the daemon what was registered and unregistered.
-    fn send_notices(&mut self, link: &Link) -> Result<(), LinkState> {
-        self.presence.tickets.answer_after(|| {
-            let merges_any = self.presence.merges_any.load(Ordering::Acquire);
-            if merges_any != self.told_merges_any {
-                link.send(&ToDaemon::Mode { merges_any }, &mut self.desk.outgoing)?;
-                self.told_merges_any = merges_any;
-            }
-            while let Some(notice) = self.presence.space.next_notice() {
-                let message = match notice {
-                    Notice::Register(range) => ToDaemon::Register { range },
-                    Notice::Unregister(range) => ToDaemon::Unregister { range },
-                };
-                link.send(&message, &mut self.desk.outgoing)?;
-            }
-            Ok(())
-        })
     }
 
     /// Does what one message wants, if one is there.

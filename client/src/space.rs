@@ -31,7 +31,7 @@ use crate::sys::uffd::Userfaults;
 use figures::Counters;
 use journal::Journal;
 use ksm_engine::page::PageRun;
-use notices::{Notice, Notices};
+use notices::{Mark, Next, Notice, Notices};
 use pipes::Pipes;
 use regions::{Full, RunTable};
 use rustix::io::Errno;
@@ -370,12 +370,25 @@ impl Space {
         HoldOff(self.lock())
     }
 
-    /// The next thing the daemon is to be told. For the agent; `None` also when the app is in the way.
+    /// The end of what the daemon is to be told by now. For the agent; `None` when the app is in the way.
     #[must_use]
-    pub fn next_notice(&self) -> Option<Notice> {
-        let mut tables = self.step(PATIENCE)?;
-        let tables = &mut *tables;
-        tables.notices.pop(&tables.regions)
+    pub fn end_of_notices(&self) -> Option<Mark> {
+        self.step(PATIENCE).map(|tables| tables.notices.mark())
+    }
+
+    /// The next thing the daemon is to be told. For the agent.
+    #[must_use]
+    pub fn next_notice(&self, until: Mark) -> Next {
+        let Some(mut tables) = self.step(PATIENCE) else {
+            return Next::InTheWay;
+        };
+        let Tables {
+            notices, regions, ..
+        } = &mut *tables;
+        if notices.has_passed(until) {
+            return Next::Nothing;
+        }
+        notices.pop(regions).map_or(Next::Nothing, Next::Notice)
     }
 
     /// Whether there is something to tell the daemon.

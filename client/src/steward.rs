@@ -176,7 +176,6 @@ impl<'a> Steward<'a> {
             donation,
             salt: welcome.salt,
             desk: self.desk,
-            told_merges_any: false,
         };
         let left_behind = [socket_behind, donation_behind];
         let stack = self.presence.agent_stack;

@@ -19,17 +19,16 @@ impl Tickets {
         self.asked.fetch_add(1, Ordering::AcqRel).wrapping_add(1)
     }
 
-    /// For the agent: sends everything, and says so to those who asked before it began.
-    ///
-    /// # Errors
-    /// Of `send_all`; then nobody is told anything.
-    pub fn answer_after<E>(&self, send_all: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
-        let asked = self.asked.load(Ordering::Acquire);
-        send_all()?;
+    /// For the agent, before it looks what is queued: the requests that it will have fulfilled when it has sent all that.
+    pub fn asked(&self) -> u32 {
+        self.asked.load(Ordering::Acquire)
+    }
+
+    /// For the agent: what was queued when it asked for `asked` is sent.
+    pub fn answer(&self, asked: u32) {
         if self.answered.swap(asked, Ordering::AcqRel) != asked {
             wake_all(&self.answered);
         }
-        Ok(())
     }
 
     /// Waits until the request with this number is fulfilled, the time is up, or there is nothing more to wait for.

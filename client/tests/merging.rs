@@ -537,7 +537,7 @@ fn pages_of_an_earlier_daemon_are_foreign_until_remapped() {
     let new = Arena::new(1, 4, page);
     assert_eq!(rig.remap(&memory, &new), [DONE; 4]);
     assert_eq!(rig.states(memory.run()), [VisitState::Merged; 4]);
-    let regions: Vec<_> = std::iter::from_fn(|| rig.space.next_notice()).collect();
+    let regions = rig.notices();
     assert!(regions.len() >= 2, "everything is told again: {regions:?}");
     let _: PageRun = memory.run();
 }

@@ -5,7 +5,7 @@ use crate::agent::Agent;
 use crate::agent::report::ReportBuffer;
 use crate::fork::Claim;
 use crate::space::Space;
-use crate::space::notices::Notice;
+use crate::space::notices::{Next, Notice};
 use crate::space::release::Release;
 use crate::sys::memory::Placed;
 use crate::sys::uffd::Userfaults;
@@ -78,10 +78,12 @@ impl Core {
 
     /// Does all that is to be done now.
     pub(super) fn turn(&mut self) -> Result<(), EmbeddedError> {
-        while let Some(notice) = self.space.next_notice() {
-            match notice {
-                Notice::Register(run) => self.engine.register(self.mm, run),
-                Notice::Unregister(run) => self.engine.unregister(self.mm, run),
+        if let Some(end) = self.space.end_of_notices() {
+            while let Next::Notice(notice) = self.space.next_notice(end) {
+                match notice {
+                    Notice::Register(run) => self.engine.register(self.mm, run),
+                    Notice::Unregister(run) => self.engine.unregister(self.mm, run),
+                }
             }
         }
         self.engine.advance(self.began.elapsed());

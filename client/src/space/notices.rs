@@ -25,6 +25,21 @@ struct Entry {
     register: u64,
 }
 
+/// What the agent finds to tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// This.
+    Notice(Notice),
+    /// Nothing that was queued before the mark.
+    Nothing,
+    /// The app is in the way.
+    InTheWay,
+}
+
+/// A place in the queue: its end at some time.
+#[derive(Clone, Copy, Debug)]
+pub struct Mark(usize);
+
 /// The queue. All-zero bytes are an empty one.
 #[derive(Debug, FromZeros)]
 #[repr(C)]
@@ -64,6 +79,16 @@ impl Notices {
         self.resend_head = 1;
     }
 
+    /// The end of the queue.
+    pub fn mark(&self) -> Mark {
+        Mark(self.put)
+    }
+
+    /// Whether all that was queued before the mark has been taken.
+    pub fn has_passed(&self, mark: Mark) -> bool {
+        self.resend == 0 && self.resend_head == 0 && self.taken >= mark.0
+    }
+
     /// Takes the next notice.
     pub fn pop<const N: usize>(&mut self, regions: &RunTable<N>) -> Option<Notice> {
         if self.resend_head != 0 {
@@ -92,7 +117,7 @@ impl Notices {
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.resend == 0 && self.resend_head == 0 && self.taken == self.put
+        self.has_passed(self.mark())
     }
 }
 

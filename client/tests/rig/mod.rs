@@ -7,6 +7,7 @@ pub mod sys;
 use ksm_client::agent::Agent;
 use ksm_client::agent::report::ReportBuffer;
 use ksm_client::space::Space;
+use ksm_client::space::notices::{Next, Notice};
 use ksm_client::sys::memory::Placed;
 use ksm_client::sys::uffd::Userfaults;
 use ksm_engine::digest::Salt;
@@ -259,6 +260,16 @@ impl Rig {
             .into_iter()
             .map(|(_, state, _)| state)
             .collect()
+    }
+
+    /// All that the daemon is to be told.
+    pub fn notices(&self) -> Vec<Notice> {
+        let end = self.space.end_of_notices().expect("nobody is in the way");
+        let next = || match self.space.next_notice(end) {
+            Next::Notice(notice) => Some(notice),
+            Next::Nothing | Next::InTheWay => None,
+        };
+        std::iter::from_fn(next).collect()
     }
 
     pub fn unmerge(&mut self, range: PageRun) -> u64 {

@@ -14,7 +14,8 @@ const PATIENCE: Duration = Duration::from_secs(1 << 20);
 /// Tickets, whole or with a protection removed.
 pub(super) trait Tickets: Default + Send + Sync + 'static {
     fn ask(&self) -> u32;
-    fn answer_after(&self, send: impl FnOnce());
+    fn asked(&self) -> u32;
+    fn answer(&self, asked: u32);
     fn wait_for(&self, ticket: u32);
 }
 
@@ -24,12 +25,11 @@ macro_rules! tickets {
             fn ask(&self) -> u32 {
                 self.ask()
             }
-            fn answer_after(&self, send: impl FnOnce()) {
-                let sent = self.answer_after(|| {
-                    send();
-                    Ok::<(), ()>(())
-                });
-                sent.expect("nothing stands against it");
+            fn asked(&self) -> u32 {
+                self.asked()
+            }
+            fn answer(&self, asked: u32) {
+                self.answer(asked);
             }
             fn wait_for(&self, ticket: u32) {
                 self.wait_for(ticket, PATIENCE, || false);
@@ -70,11 +70,11 @@ fn announcements<T: Tickets>() {
             .collect();
         loop {
             let seen = scene.signals.load(Ordering::Acquire);
-            scene.tickets.answer_after(|| {
-                while let Some(notice) = { scene.queue.lock().expect("whole").pop_front() } {
-                    scene.told.lock().expect("whole").push(notice);
-                }
-            });
+            let asked = scene.tickets.asked();
+            while let Some(notice) = { scene.queue.lock().expect("whole").pop_front() } {
+                scene.told.lock().expect("whole").push(notice);
+            }
+            scene.tickets.answer(asked);
             if seen == APPS {
                 break;
             }
