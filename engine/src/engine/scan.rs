@@ -8,6 +8,9 @@ use std::time::Duration;
 
 /// The shortest sleep after a batch that found no page at all.
 const IDLE_SLEEP: Duration = Duration::from_millis(4);
+/// The shortest time from the start of a full scan to that of the next, whatever `sleep_millisecs` says. A scan in which nothing
+/// has changed takes a thousandth of ksmd's time; what an app writes all the time would look calm to one right after another.
+const SHORTEST_SCAN: Duration = Duration::from_millis(20);
 
 /// What the scanning is doing.
 #[derive(Debug)]
@@ -191,7 +194,10 @@ impl<S: SlotStore> Engine<S> {
         } else {
             sleep
         };
-        let until = self.now.saturating_add(sleep);
+        let mut until = self.now.saturating_add(sleep);
+        if complete && !self.is_urgent() {
+            until = until.max(self.advisor.scan_started() + SHORTEST_SCAN);
+        }
         self.ksmd = if self.can_scan() {
             Ksmd::Sleeping(Sleep {
                 until,

@@ -53,6 +53,7 @@ pub(crate) enum Kind {
     UnmergeAll,
     MemoryLimit,
     Reclaim,
+    Compact,
     /// Sharers were seen in `pages_sharing`.
     Merged,
 }

@@ -174,6 +174,12 @@ impl Director {
             }
             80..83 => self.limit_memory()?,
             83 | 84 => self.kill_one()?,
+            85..90 => {
+                // Has the kernel move pages to other frames.
+                let compacted = std::fs::write("/proc/sys/vm/compact_memory", "1");
+                compacted.map_err(|error| format!("compact_memory: {error}"))?;
+                self.board.count(Kind::Compact);
+            }
             _ => {
                 if self.knobs.number("pages_sharing").is_some_and(|n| n > 0) {
                     self.board.count(Kind::Merged);
