@@ -199,7 +199,8 @@ impl Tracker<'_> {
         let mut protect = |run: PageRun, kind: Kind| {
             is_ours = is_ours || self.register(tables, page);
             let part = pages.part(run.start - region.start, run.len);
-            if is_ours && (kind != Kind::Merged || populate_read(part).is_ok()) {
+            let is_there = || self.is_there(run) || populate_read(part).is_ok();
+            if is_ours && (kind != Kind::Merged || is_there()) {
                 let _ = self.uffd.protect(part);
             }
             is_ours
@@ -231,6 +232,15 @@ impl Tracker<'_> {
             }
         }
         true
+    }
+
+    /// Whether all pages are in the page table.
+    fn is_there(&self, run: PageRun) -> bool {
+        let Ok(found) = self.pagemap.scan_writes(run) else {
+            return false;
+        };
+        let present = found.runs().filter(|(_, is)| is.contains(PageIs::PRESENT));
+        present.map(|(run, _)| run.len).sum::<u64>() == run.len
     }
 
     /// Whether the pages of the chunk at `page` are to be read whatever the kernel says.

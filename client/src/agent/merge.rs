@@ -16,6 +16,9 @@ use ksm_engine::page::{ArenaId, PageRun, Slot};
 use rustix::io::Errno;
 use std::os::fd::BorrowedFd;
 
+/// Fewer neighbours are entered in the page table with what lies around them.
+const WORTH_TOUCHING: usize = 4;
+
 /// Outcomes of one step. Pages that nothing is done to are not registered.
 pub(super) type Outcomes = [Outcome; STEP_PAGES];
 
@@ -170,6 +173,7 @@ impl Agent {
             }
         }
         mark(outcomes, held.inside() & !equal, Outcome::Changed);
+        let mut mapped = 0;
         for (first, count) in bit_runs(equal) {
             let slot = slot_after(slot, first);
             let result = if self.headroom.allows_run(count) {
@@ -185,8 +189,16 @@ impl Agent {
             mark(outcomes, bits(first, count), outcome);
             if outcome == Outcome::Done {
                 self.headroom.add_run();
-                note_merged(tables, pages.part(first as u64, count as u64).run(), slot);
+                let run = pages.part(first as u64, count as u64).run();
+                note_merged(tables, run, slot);
+                mapped |= bits(first, count);
             }
+        }
+        drop(held);
+        for (first, count) in bit_runs(mapped).filter(|(_, count)| *count >= WORTH_TOUCHING) {
+            // Before writes are tracked there, when the kernel enters each page by itself.
+            self.reading
+                .touch(pages.part(first as u64, count as u64).run());
         }
     }
 }

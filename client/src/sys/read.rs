@@ -16,6 +16,9 @@ use std::os::fd::{AsRawFd, OwnedFd};
 /// Runs that one call reads at most.
 pub const READ_RUNS: usize = 64;
 
+/// Pages that the kernel enters with one that is read, unless it was told otherwise.
+const FAULTED_AROUND: usize = 16;
+
 /// How an agent reads.
 #[derive(Clone, Copy, Debug)]
 pub enum Reading {
@@ -38,6 +41,17 @@ impl Reading {
         let wanted: u64 = runs.iter().take(READ_RUNS).map(|run| run.len).sum();
         let (local, room) = part_of(into, index);
         self.copy(runs, local, room.min(length_of(wanted)))
+    }
+
+    /// Has the kernel enter pages of a file in the page table, as many around each one as it likes to. By loads only: a
+    /// system call would enter each by itself.
+    pub fn touch(self, run: PageRun) {
+        if let Self::Loads(armed) = self {
+            let mut byte = 0_u8;
+            for page in (run.start..run.end()).step_by(FAULTED_AROUND) {
+                copy_bytes(armed, address_of(page), &raw mut byte, 1);
+            }
+        }
     }
 
     fn copy(self, runs: &[PageRun], local: *mut c_void, length: usize) -> usize {
