@@ -48,7 +48,7 @@ use hashbrown::HashMap;
 use items::ItemRef;
 use mm::{Mm, MmTable, ScanList};
 use outbox::{Outbox, Purpose};
-use scan::Ksmd;
+use scan::{Ksmd, ScanStart};
 use stable::{NodeId, StableTrees};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -180,6 +180,7 @@ pub struct Engine<S> {
     requests: VecDeque<control::Request>,
     next_ticket: u64,
     finished: VecDeque<(Ticket, Result<(), WriteError>)>,
+    scan_start: ScanStart,
     advisor: advisor::Advisor,
     cpu_time: Duration,
     outcomes: BTreeMap<Outcome, u64>,
@@ -222,6 +223,7 @@ impl<S: SlotStore> Engine<S> {
             requests: VecDeque::new(),
             next_ticket: 0,
             finished: VecDeque::new(),
+            scan_start: ScanStart::default(),
             advisor: advisor::Advisor::default(),
             cpu_time: Duration::ZERO,
             outcomes: BTreeMap::new(),

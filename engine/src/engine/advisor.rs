@@ -34,10 +34,6 @@ impl Advisor {
         self.scan_started = now;
     }
 
-    pub(crate) fn scan_started(&self) -> Duration {
-        self.scan_started
-    }
-
     /// The new `pages_to_scan` after a full scan that ended at `now`.
     fn next(&mut self, now: Duration, cpu: Duration, pages_to_scan: u64, limits: Limits) -> u64 {
         let seconds = now.saturating_sub(self.scan_started).as_secs().max(1);

@@ -8,9 +8,30 @@ use std::time::Duration;
 
 /// The shortest sleep after a batch that found no page at all.
 const IDLE_SLEEP: Duration = Duration::from_millis(4);
-/// The shortest time from the start of a full scan to that of the next, whatever `sleep_millisecs` says. A scan in which nothing
-/// has changed takes a thousandth of ksmd's time; what an app writes all the time would look calm to one right after another.
+/// From the start of a full scan to that of the next passes so much time for each page, whatever `sleep_millisecs` says, in these
+/// bounds. ksmd needs that long to look at them. We need a thousandth of it if nothing has changed, and what an app
+/// writes all the time would look calm.
+const SCAN_OF_PAGE: Duration = Duration::from_micros(1);
 const SHORTEST_SCAN: Duration = Duration::from_millis(20);
+const LONGEST_PACE: Duration = Duration::from_millis(100);
+
+/// When a full scan began.
+#[derive(Debug, Default)]
+pub(crate) struct ScanStart {
+    at: Duration,
+    /// Pages scanned by then, ever.
+    scanned: u64,
+}
+
+impl ScanStart {
+    /// When the next one may begin, after so many pages.
+    fn next(&self, scanned: u64) -> Duration {
+        let pages = scanned.saturating_sub(self.scanned);
+        let pages = u32::try_from(pages).unwrap_or(u32::MAX);
+        let pace = SCAN_OF_PAGE.saturating_mul(pages);
+        self.at + pace.clamp(SHORTEST_SCAN, LONGEST_PACE)
+    }
+}
 
 /// What the scanning is doing.
 #[derive(Debug)]
@@ -152,6 +173,10 @@ impl<S: SlotStore> Engine<S> {
     }
 
     fn start_scan(&mut self) {
+        self.scan_start = ScanStart {
+            at: self.now,
+            scanned: self.tally.scanned,
+        };
         self.advisor.scan_starts(self.now);
         self.refiling.scan_starts(self.tally.scanned);
         self.count_tracked();
@@ -196,7 +221,7 @@ impl<S: SlotStore> Engine<S> {
         };
         let mut until = self.now.saturating_add(sleep);
         if complete && !self.is_urgent() {
-            until = until.max(self.advisor.scan_started() + SHORTEST_SCAN);
+            until = until.max(self.scan_start.next(self.tally.scanned));
         }
         self.ksmd = if self.can_scan() {
             Ksmd::Sleeping(Sleep {
