@@ -40,33 +40,22 @@ fn engine(sleep_millisecs: &[u8], pages: u64) -> Engine<MemfdStore> {
 }
 
 #[test]
-fn what_is_written_all_the_time_gets_time_to_be_written() {
-    let mut engine = engine(b"0", 8);
-    engine.write(KsmFile::Run, b"1").unwrap();
-    let scans = scans(&mut engine, 1000);
-    assert!((40..=51).contains(&scans), "{scans} scans in a second");
-}
-
-#[test]
-fn more_memory_gets_more_time() {
-    for (pages, most) in [(50_000, 21), (200_000, 11)] {
-        let mut engine = engine(b"0", pages);
+fn what_is_written_all_the_time_gets_time_to_be_written_and_longer_sleeps_stay_as_they_are() {
+    for (sleep, pages, expected) in [
+        ("0", 8, 40..=51),
+        ("0", 50_000, 19..=21),
+        ("0", 200_000, 9..=11),
+        ("100", 8, 9..=11),
+    ] {
+        let mut engine = engine(sleep.as_bytes(), pages);
         engine.write(KsmFile::PagesToScan, b"10000000").unwrap();
         engine.write(KsmFile::Run, b"1").unwrap();
         let scans = scans(&mut engine, 1000);
         assert!(
-            (most - 2..=most).contains(&scans),
-            "{scans} scans in a second"
+            expected.contains(&scans),
+            "{scans} scans of {pages} pages in a second, with a sleep of {sleep}"
         );
     }
-}
-
-#[test]
-fn a_longer_sleep_is_as_long_as_it_says() {
-    let mut engine = engine(b"100", 8);
-    engine.write(KsmFile::Run, b"1").unwrap();
-    let scans = scans(&mut engine, 1000);
-    assert!((9..=11).contains(&scans), "{scans} scans in a second");
 }
 
 #[test]
