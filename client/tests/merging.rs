@@ -541,3 +541,20 @@ fn pages_of_an_earlier_daemon_are_foreign_until_remapped() {
     assert!(regions.len() >= 2, "everything is told again: {regions:?}");
     let _: PageRun = memory.run();
 }
+
+/// The app may be watching for the first access to them.
+#[test]
+fn pages_that_are_not_there_are_not_looked_at_to_be_donated() {
+    let mut rig = Rig::new();
+    let memory = rig.memory(4, page);
+    memory.advise(1, 2, Advice::LinuxDontNeed);
+    let absent = |memory: &Memory| -> Vec<bool> {
+        let entries = memory.pagemap();
+        entries.iter().map(|entry| entry >> 63 == 0).collect()
+    };
+    assert_eq!(absent(&memory), [false, true, true, false]);
+    let runs = [memory.run()];
+    let outcomes = rig.outcomes(&OrderRef::Donate { runs: &runs }, None);
+    assert_eq!(outcomes, [DONE, Outcome::Gone, Outcome::Gone, DONE]);
+    assert_eq!(absent(&memory), [false, true, true, false]);
+}

@@ -3,10 +3,15 @@
 use super::report::ReportBuffer;
 use super::{Agent, STEP_PAGES, bits, steps};
 use crate::agent::merge::{mark, registered_parts};
+use crate::space::states::IN_FILE;
 use crate::space::{PATIENCE, Tables};
+use crate::sys::pagemap::PageIs;
 use crate::sys::read::Reading;
 use ksm_engine::order::Outcome;
 use ksm_engine::page::PageRun;
+
+/// Pages that one question to the kernel is about, with what is between them.
+const ASKED_TOGETHER: u64 = 512;
 
 /// Pieces of an order that are read at one time, at most [`STEP_PAGES`] pages of them.
 struct Batch {
@@ -69,7 +74,8 @@ impl Agent {
                 let found = tables.registered(*piece);
                 found.is_some_and(|pages| pages.run() == *piece)
             };
-            let got = match batch.pieces().iter().all(whole) {
+            let all = batch.pieces().iter().all(whole) && self.are_there(tables, batch.pieces());
+            let got = match all {
                 true => self.read_to_donate(batch.pieces(), batch.place),
                 false => 0,
             };
@@ -86,6 +92,38 @@ impl Agent {
             first += len;
         }
         tables.is_none()
+    }
+
+    /// Whether all pages are in the page table, or in a file mapping of ours. To read one that is not would be an access that the
+    /// app may be watching for.
+    fn are_there(&self, tables: &Tables, pieces: &[PageRun]) -> bool {
+        let mut rest = pieces;
+        while let Some(first) = rest.first() {
+            let around = PageRun {
+                start: first.start,
+                len: first.len.max(ASKED_TOGETHER),
+            };
+            let is_near = |piece: &&PageRun| piece.intersection(around) == Some(**piece);
+            let (near, further) = rest.split_at(rest.iter().take_while(is_near).count().max(1));
+            let end = near.iter().map(|piece| piece.end()).max();
+            let span = PageRun::between(first.start, end.unwrap_or(first.end()));
+            let Ok(found) = self.pagemap.scan_writes(span) else {
+                return false;
+            };
+            let present = |piece: &PageRun| {
+                let runs = found.runs().filter(|(_, is)| is.contains(PageIs::PRESENT));
+                let parts = runs.filter_map(|(run, _)| run.intersection(*piece));
+                parts.map(|part| part.len).sum::<u64>() == piece.len
+            };
+            let in_file = |page| tables.states.get(page).flags.intersects(IN_FILE);
+            let is_there = |page| found.of(page).contains(PageIs::PRESENT) || in_file(page);
+            let all = |piece: &PageRun| (piece.start..piece.end()).all(is_there);
+            if !near.iter().all(|piece| present(piece) || all(piece)) {
+                return false;
+            }
+            rest = further;
+        }
+        true
     }
 
     /// Copies pages to their place; how many it got.
@@ -112,14 +150,13 @@ impl Agent {
                 let len = usize::try_from(pages.run().len).unwrap_or(0);
                 let mut done = 0;
                 while done < len {
-                    let rest = pages.part(done as u64, (len - done) as u64).run();
-                    let got = self.read_to_donate(&[rest], batch.place + at + done);
-                    mark(outcomes, bits(at + done, got), Outcome::Done);
-                    done += got;
-                    if done < len {
-                        mark(outcomes, bits(at + done, 1), Outcome::Gone);
-                        done += 1;
-                    }
+                    let page = [pages.part(done as u64, 1).run()];
+                    let place = batch.place + at + done;
+                    let got =
+                        self.are_there(tables, &page) && self.read_to_donate(&page, place) == 1;
+                    let outcome = if got { Outcome::Done } else { Outcome::Gone };
+                    mark(outcomes, bits(at + done, 1), outcome);
+                    done += 1;
                 }
             }
             piece_at += usize::try_from(piece.len).unwrap_or(0);

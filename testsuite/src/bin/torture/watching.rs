@@ -5,6 +5,8 @@ use crate::owner::Owner;
 use crate::plot::{Plot, draw};
 use crate::sys::userfault::{For, Userfault};
 use std::ops::Range;
+use std::thread::{Builder, Scope, ScopedJoinHandle};
+use std::time::Duration;
 use testsuite::content::PAGE_SIZE;
 
 impl Owner {
@@ -56,27 +58,29 @@ impl Owner {
         let pages: Vec<&'static [u8]> = ids.iter().map(|id| self.content(*id)).collect();
         let memory = &self.plots[plot].memory;
         let read = std::thread::scope(|scope| {
-            let reader = scope.spawn(move || {
+            let reader = spawn(scope, move || {
                 let mut bytes = [0; PAGE_SIZE];
                 memory.read(page, &mut bytes);
                 bytes
             });
-            let place = userfault.wait().map_err(|error| {
+            let fault = userfault.wait().map_err(|error| {
                 // Lets the reader go.
                 let _ = userfault.unregister(memory, &run);
                 format!("wait: {error}")
             })?;
-            let at_page = (memory.address(page)..memory.address(page) + PAGE_SIZE)
-                .contains(&usize::try_from(place).unwrap_or(0));
+            let place = usize::try_from(fault.address).unwrap_or(0);
+            let address = memory.address(page);
+            let culprit = (!(address..address + PAGE_SIZE).contains(&place))
+                .then(|| format!("{place:#x} instead of {address:#x}: {}", fault.culprit()));
             for (page, bytes) in run.clone().zip(&pages) {
                 let filled = userfault.fill(memory, page, bytes);
                 filled.map_err(|error| format!("UFFDIO_COPY: {error}"))?;
             }
             let read = reader.join().map_err(|_| "a reader panicked".to_owned())?;
-            if !at_page {
-                return Err(format!("a fault at {place:#x} instead of page {page}"));
+            match culprit {
+                Some(culprit) => Err(format!("a fault at {culprit}")),
+                None => Ok(read),
             }
-            Ok(read)
         })?;
         self.plots[plot].contents[run.clone()].copy_from_slice(&ids);
         if read[..] != *self.content(ids[0]) {
@@ -107,7 +111,7 @@ impl Owner {
         let memory = &*memory;
         let before = contents[page];
         std::thread::scope(|scope| {
-            let writer = scope.spawn(move || memory.store(page, bytes));
+            let writer = spawn(scope, move || memory.store(page, bytes));
             let waited = userfault.wait();
             let mut seen = [0; PAGE_SIZE];
             memory.read(page, &mut seen);
@@ -123,5 +127,18 @@ impl Owner {
         contents[page] = id;
         board.count(Kind::OwnUserfaultProtect);
         self.plots[plot].check_run(run, board)
+    }
+}
+
+/// Tries until there is memory for a thread.
+fn spawn<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    work: impl Fn() -> T + Copy + Send + 'scope,
+) -> ScopedJoinHandle<'scope, T> {
+    loop {
+        match Builder::new().spawn_scoped(scope, work) {
+            Ok(thread) => return thread,
+            Err(_) => std::thread::sleep(Duration::from_millis(1)),
+        }
     }
 }

@@ -35,7 +35,7 @@ impl Userfault {
         let new = Self(unsafe { OwnedFd::from_raw_fd(fd) });
         let mut api = raw::uffdio_api {
             api: raw::UFFD_API.into(),
-            features: 0,
+            features: raw::UFFD_FEATURE_THREAD_ID.into(),
             ioctls: 0,
         };
         new.call(API, &mut api)?;
@@ -97,8 +97,8 @@ impl Userfault {
         }
     }
 
-    /// Waits until somebody faults; where.
-    pub(crate) fn wait(&self) -> io::Result<u64> {
+    /// Waits until somebody faults.
+    pub(crate) fn wait(&self) -> io::Result<Fault> {
         loop {
             let mut poll = libc::pollfd {
                 fd: self.0.as_raw_fd(),
@@ -124,7 +124,7 @@ impl Userfault {
                 )
             });
             match got {
-                Ok(_) => return Ok(fault_address(&message)),
+                Ok(_) => return Ok(Fault::of(&message)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error),
             }
@@ -132,11 +132,34 @@ impl Userfault {
     }
 }
 
-/// `msg.arg.pagefault.address`.
-fn fault_address(message: &[u8]) -> u64 {
-    let mut word = [0; 8];
-    word.copy_from_slice(&message[16..24]);
-    u64::from_ne_bytes(word)
+/// Somebody waits for a page.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fault {
+    pub(crate) address: u64,
+    /// Whose access it is.
+    thread: u32,
+}
+
+impl Fault {
+    /// `msg.arg.pagefault`.
+    fn of(message: &[u8; size_of::<raw::uffd_msg>()]) -> Self {
+        let (mut address, mut thread) = ([0; 8], [0; 4]);
+        address.copy_from_slice(&message[16..24]);
+        thread.copy_from_slice(&message[24..28]);
+        Self {
+            address: u64::from_ne_bytes(address),
+            thread: u32::from_ne_bytes(thread),
+        }
+    }
+
+    /// The name of the thread, and what it does in the kernel.
+    pub(crate) fn culprit(&self) -> String {
+        let of = |file: &str| {
+            let path = format!("/proc/{}/{file}", self.thread);
+            std::fs::read_to_string(path).unwrap_or_default()
+        };
+        format!("{} {}{}", self.thread, of("comm"), of("stack"))
+    }
 }
 
 fn range(piece: &Piece, run: &Range<usize>) -> raw::uffdio_range {
