@@ -236,11 +236,8 @@ impl Tracker<'_> {
 
     /// Whether all pages are in the page table.
     fn is_there(&self, run: PageRun) -> bool {
-        let Ok(found) = self.pagemap.scan_writes(run) else {
-            return false;
-        };
-        let present = found.runs().filter(|(_, is)| is.contains(PageIs::PRESENT));
-        present.map(|(run, _)| run.len).sum::<u64>() == run.len
+        let found = self.pagemap.scan_writes(run);
+        found.is_ok_and(|found| found.has_all(run))
     }
 
     /// Whether the pages of the chunk at `page` are to be read whatever the kernel says.

@@ -110,15 +110,10 @@ impl Agent {
             let Ok(found) = self.pagemap.scan_writes(span) else {
                 return false;
             };
-            let present = |piece: &PageRun| {
-                let runs = found.runs().filter(|(_, is)| is.contains(PageIs::PRESENT));
-                let parts = runs.filter_map(|(run, _)| run.intersection(*piece));
-                parts.map(|part| part.len).sum::<u64>() == piece.len
-            };
             let in_file = |page| tables.states.get(page).flags.intersects(IN_FILE);
             let is_there = |page| found.of(page).contains(PageIs::PRESENT) || in_file(page);
             let all = |piece: &PageRun| (piece.start..piece.end()).all(is_there);
-            if !near.iter().all(|piece| present(piece) || all(piece)) {
+            if !near.iter().all(|piece| found.has_all(*piece) || all(piece)) {
                 return false;
             }
             rest = further;

@@ -75,6 +75,14 @@ impl Found {
         })
     }
 
+    /// Whether all pages of `run` are in memory.
+    #[must_use]
+    pub fn has_all(&self, run: PageRun) -> bool {
+        let present = self.runs().filter(|(_, is)| is.contains(PageIs::PRESENT));
+        let parts = present.filter_map(|(present, _)| present.intersection(run));
+        parts.map(|part| part.len).sum::<u64>() == run.len
+    }
+
     /// One past the last page that was looked at.
     #[must_use]
     pub fn end(&self) -> u64 {

@@ -128,42 +128,40 @@ impl Mm {
         self.regions.iter().map(|region| region.len).sum()
     }
 
+    /// The regions that end behind `page`.
+    fn regions_from(&self, page: u64) -> impl Iterator<Item = &PageRun> {
+        let at = self.regions.partition_point(|region| region.end() <= page);
+        self.regions.iter().skip(at)
+    }
+
     /// Whether `page` is mergeable.
     pub(crate) fn is_mergeable(&self, page: u64) -> bool {
-        let at = self.regions.partition_point(|region| region.end() <= page);
-        self.regions
-            .get(at)
-            .is_some_and(|region| region.contains(page))
+        self.covers(PageRun {
+            start: page,
+            len: 1,
+        })
     }
 
     /// Whether all pages of `run` are mergeable.
     pub(crate) fn covers(&self, run: PageRun) -> bool {
-        let at = self
-            .regions
-            .partition_point(|region| region.end() <= run.start);
-        self.regions
-            .get(at)
-            .is_some_and(|region| region.intersection(run) == Some(run))
+        let region = self.regions_from(run.start).next();
+        region.is_some_and(|region| region.intersection(run) == Some(run))
     }
 
     /// From the first mergeable page at or after `page`, regions that lie close together: not many, and `len` pages at most
     /// with what is between them.
     pub(crate) fn stretch_from(&self, page: u64, len: u64) -> Option<PageRun> {
-        let at = self.regions.partition_point(|region| region.end() <= page);
-        let start = self.regions.get(at)?.start.max(page);
+        let start = self.regions_from(page).next()?.start.max(page);
         let within = PageRun { start, len };
-        let near = self.regions.iter().skip(at).take(MAX_RUNS);
+        let near = self.regions_from(page).take(MAX_RUNS);
         let end = near.map_while(|region| Some(region.intersection(within)?.end()));
         Some(PageRun::between(start, end.last()?))
     }
 
     /// How many pages of `range` are mergeable.
     pub(crate) fn mergeable_within(&self, range: PageRun) -> u64 {
-        let at = self
-            .regions
-            .partition_point(|region| region.end() <= range.start);
-        let near = self.regions.iter().skip(at);
-        near.map_while(|region| Some(region.intersection(range)?.len))
+        self.regions_from(range.start)
+            .map_while(|region| Some(region.intersection(range)?.len))
             .sum()
     }
 }
